@@ -1,0 +1,3 @@
+"""Segments medical images when the textbook setting fails."""
+
+__version__ = "0.1.0"

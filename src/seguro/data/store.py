@@ -1,0 +1,3 @@
+"""Preprocessed cases on disk, memory-mapped: what training reads."""
+
+from __future__ import annotations

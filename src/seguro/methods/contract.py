@@ -1,0 +1,204 @@
+"""What a method is, what it is lent, and what it hands over: the only coupling between methods and everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from seguro.core.types import Classes, Three
+from seguro.data.plan import Plan
+from seguro.data.store import Cases
+
+Build = Callable[..., nn.Module]
+"""Builds a network by its table name: `build(name, in_channels=..., classes=..., plan=..., **options)`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the data and whether it segments."""
+
+    dims: tuple[int, ...] = (2, 3)
+    labels: Literal["none", "some", "all"] = "all"
+    """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are given."""
+    segments: bool = True
+    monitor: str | None = "max:dice"
+    """Direction and name of the score that selects the model; None keeps the last."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning-rate factor over training; `progress` = updates done / updates planned.
+
+    poly: (1 - progress)^power. cosine: half a cosine to zero. constant: 1. plateau: x `factor` after `patience`
+    validations without improvement. The first `warmup` (a fraction of training) rises linearly in all of them.
+    """
+
+    kind: Literal["constant", "poly", "cosine", "plateau"] = "constant"
+    power: float = 0.9
+    warmup: float = 0.0
+    factor: float = 0.2
+    patience: int = 30
+
+
+@dataclass(frozen=True)
+class Optim:
+    """One optimiser with what the loop does at its step."""
+
+    optimiser: torch.optim.Optimizer
+    schedule: Schedule = Schedule()
+    average: Mapping[str, float] = field(default_factory=dict)
+    """Module name -> decay of its exponential moving average, updated after this optimiser's step."""
+    clip: float | None = None
+    """Largest gradient norm over this optimiser's parameters."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Predict in overlapping windows of `size` (Z, Y, X) with Gaussian weights."""
+
+    size: Three
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Predict slice by slice along canonical `axis`; the predictor sees (N, C, 1, A, B), windows of `size` in plane."""
+
+    axis: int
+    size: tuple[int, int]
+    overlap: float = 0.5
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Predict the whole volume in one pass, padded to a multiple of `multiple` (Z, Y, X)."""
+
+    multiple: Three
+
+
+Tiling = Windows | Slices | Whole
+
+
+@dataclass(frozen=True)
+class Support:
+    """Annotated example for few-shot prediction, in the planned grid.
+
+    image: (K, C, Z, Y, X) float32; label: (K, Z, Y, X) integer class indices.
+    """
+
+    image: Tensor
+    label: Tensor
+    classes: Classes
+
+
+class Predictor(nn.Module):
+    """What is deployed: `model/` is its state_dict and a JSON file, nothing else.
+
+    Subclasses set `classes` and `tiling` and define `forward(x, support=None)`: x (N, C, Z, Y, X) float32 in the
+    planned grid -> logits (N, classes.n, Z, Y, X), differentiable in x.
+    """
+
+    classes: Classes
+    tiling: Tiling
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (N, classes.n, Z, Y, X) for images (N, C, Z, Y, X)."""
+        raise NotImplementedError
+
+
+class Run(Protocol):
+    """Lent by the loop to `update`: the only way to devices, ranks, precision and randomness."""
+
+    update: int
+    updates: int
+    epoch: int
+    world: int
+    averaged: nn.ModuleDict
+    """Moving averages of the modules named in `Optim.average`."""
+
+    def rng(self, *key: int | str) -> torch.Generator:
+        """Return a generator that is a function of (seed, update, rank, *key); never stored."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which forward passes run at the run's precision."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of the (scaled) loss; any number of times before a step."""
+
+    def grad(self, y: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
+        """Return the unscaled gradient of y.sum() with respect to x."""
+
+    def step(self, *names: str) -> bool:
+        """Unscale, mean over ranks, clip, check, optimise, schedule, average, then zero ALL gradients.
+
+        With no names every optimiser steps. Returns False when a gradient was not finite and the step was skipped.
+        """
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of x over ranks (no gradient through the other ranks)."""
+
+
+Sample = Any
+"""A frozen dataclass of arrays or tensors without batch axis; the loop stacks them field by field into a Batch."""
+Batch = Any
+
+
+@runtime_checkable
+class Method(Protocol):
+    """How a network learns. No inheritance between methods; one folder and one table row each."""
+
+    Config: ClassVar[type[BaseModel]]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Preset name -> config fields it sets; "paper" is always there and empty when the defaults are the paper's."""
+    needs: ClassVar[Needs]
+    modules: nn.ModuleDict
+
+    def __init__(self, config: Any, plan: Plan, build: Build) -> None: ...
+
+    def optimisers(self) -> dict[str, Optim]:
+        """Return the optimisers by name; called once, when the modules are on their device."""
+
+    def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Sample:
+        """Return one sample; pure: the same cases, slot and generator state give the same sample."""
+
+    def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Do one update and return what to log; backward and step only through `run`."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what is neither module nor optimiser, by name."""
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+
+    def predictor(self, modules: nn.ModuleDict) -> Predictor:
+        """Return the deployable predictor made of `modules` (raw or averaged); only if `needs.segments`."""
+
+    def shared(self) -> list[str]:
+        """Return names in `modules.state_dict()`, buffers included, that may leave a site."""
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Return a dataclass of the same type whose fields are stacked along a new first axis.
+
+    Arrays become tensors; None fields stay None when they are None in every sample.
+    """
+    from dataclasses import fields
+
+    kind = type(samples[0])
+    stacked: dict[str, Any] = {}
+    for f in fields(kind):
+        parts = [getattr(s, f.name) for s in samples]
+        if all(p is None for p in parts):
+            stacked[f.name] = None
+        elif isinstance(parts[0], Tensor):
+            stacked[f.name] = torch.stack(parts)
+        else:
+            stacked[f.name] = torch.from_numpy(np.stack([np.asarray(p) for p in parts]))
+    return kind(**stacked)
