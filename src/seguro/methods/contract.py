@@ -120,11 +120,13 @@ class Run(Protocol):
     updates: int
     epoch: int
     world: int
+    slots: range
+    """Batch slots of this rank; slot numbers are global, so randomness keyed by slot does not depend on ranks."""
     averaged: nn.ModuleDict
     """Moving averages of the modules named in `Optim.average`."""
 
     def rng(self, *key: int | str) -> torch.Generator:
-        """Return a generator that is a function of (seed, update, rank, *key); never stored."""
+        """Return a generator that is a function of (seed, update, *key), the same on every rank; never stored."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at the run's precision."""

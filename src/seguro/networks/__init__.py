@@ -1,0 +1,73 @@
+"""Networks by name: our own in the table, and any class of `monai.networks.nets` as "monai:Name"."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from seguro.core.errors import ConfigError, ExtraMissing
+from seguro.data.plan import Plan
+from seguro.networks.unet import UNet, unet_from_plan
+
+TABLE: dict[str, Callable[..., nn.Module]] = {"unet": unet_from_plan}
+__all__ = ["TABLE", "UNet", "build"]
+
+
+def build(name: str, *, in_channels: int, classes: int, plan: Plan, **options: Any) -> nn.Module:
+    """Return the network `name` with `in_channels` inputs and `classes` outputs for the grid of `plan`.
+
+    Args:
+        name: a key of TABLE, or "monai:Name" for a class of `monai.networks.nets`.
+        in_channels: image channels.
+        classes: output channels.
+        plan: gives dimensions, strides, kernels and patch.
+        options: passed on to the network; unknown ones are refused.
+
+    Raises:
+        ConfigError: unknown name or options.
+    """
+    if name.startswith("monai:"):
+        return _from_monai(name.removeprefix("monai:"), in_channels, classes, plan, options)
+    if name not in TABLE:
+        raise ConfigError(f"no network {name!r}; known are {', '.join(TABLE)} and monai:Name")
+    try:
+        return TABLE[name](in_channels=in_channels, classes=classes, plan=plan, **options)
+    except TypeError as error:
+        raise ConfigError(f"network {name!r} does not take these options ({error})") from error
+
+
+def _from_monai(name: str, in_channels: int, classes: int, plan: Plan, options: dict[str, Any]) -> nn.Module:
+    """Return a MONAI network; what its constructor asks for and the plan knows is filled in, `options` override."""
+    try:
+        from monai.networks import nets
+    except ImportError as error:
+        raise ExtraMissing("monai", "nets", f"network monai:{name}") from error
+    kind = getattr(nets, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        known = sorted(n for n in dir(nets) if inspect.isclass(getattr(nets, n)) and n.lower() != n)
+        raise ConfigError(f"monai.networks.nets has no network {name!r}; it has {', '.join(known)}")
+    strides = [s[0] if len(set(s)) == 1 else s for s in plan.strides]
+    offers = {
+        "spatial_dims": plan.dims,
+        "dimensions": plan.dims,
+        "in_channels": in_channels,
+        "out_channels": classes,
+        "num_classes": classes,
+        "n_classes": classes,
+        "img_size": plan.patch,
+        "channels": [16 * 2 ** min(i, 4) for i in range(len(strides) + 1)],
+        "strides": strides,
+    }
+    taken = inspect.signature(kind).parameters
+    if name in ("DynUNet",):  # counts the first, undivided level among its strides
+        offers |= {"strides": [1, *strides], "kernel_size": list(plan.kernels), "upsample_kernel_size": strides}
+    unknown = set(options) - set(taken)
+    if unknown:
+        raise ConfigError(f"monai:{name} has no options {sorted(unknown)}; it has {', '.join(taken)}")
+    try:
+        return kind(**({k: v for k, v in offers.items() if k in taken} | options))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"monai:{name} cannot be built for this plan ({error}); set it with --set network_options") from error
