@@ -1,6 +1,6 @@
-"""Small labelled volumes made from ellipsoids, written in the folder layouts that are read: what tests run on.
+"""Small labelled volumes made from ellipsoids, in the folder layouts that are read: what tests run on.
 
-Files are turned and flipped by nibabel's own orientation code, an independent witness for what reads them back.
+Files are turned by nibabel's own orientation code, an independent witness for what reads them back.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def volume(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Return an image (C, Z, Y, X) float32 and its label (Z, Y, X) uint8 with values 0 ... n_classes.
 
-    A dim body holds one bright ellipsoid per class, set around the middle of the (y, x) plane: each class has its
-    own place and its own brightness, so that a tiny network learns them in about 100 updates.
+    A dim body holds one bright ellipsoid per class, set around the middle of the (y, x) plane: each class has
+    its own place and its own brightness, so that a tiny network learns them in about 100 updates.
 
     Args:
         rng: where position, size, bias field and noise come from.
