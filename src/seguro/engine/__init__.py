@@ -1,0 +1,1 @@
+"""The training loop, its ranks and precision, checkpoints and schedules."""

@@ -1,0 +1,453 @@
+"""The Python API: the stages of the arrow as functions. The command line calls these and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import ValidationError
+
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_checked, sha256_file, write_text
+from seguro.core.stage import Stage, locked, output_hash
+from seguro.core.types import Case, Manifest
+
+if TYPE_CHECKING:
+    from seguro.data.plan import Plan
+    from seguro.data.planner import PlanOptions
+    from seguro.engine.loop import Progress
+    from seguro.engine.model import Model
+
+Say = Callable[[str], None]
+Count = Callable[[int, int], None]
+DEFAULT_BUDGET = "1h"
+TRAIN_SCHEMA = 1
+ALL = "all"
+"""Name of the pseudo-fold that trains on every labelled case and validates on none."""
+
+
+def _quiet(line: str) -> None:
+    """Take a line for people and drop it."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training run is made of, besides the data.
+
+    Exactly one of `updates` and `budget` bounds it; with neither, `budget` is one hour.
+    """
+
+    method: str = "supervised"
+    preset: str = "auto"
+    """A preset of the method; "auto" is "small" without a GPU and "default" with one."""
+    network: str | None = None
+    settings: Mapping[str, Any] | None = None
+    """Config fields over the preset, nested as in the config."""
+    fold: str = "0"
+    updates: int | None = None
+    budget: str | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
+    validations: int = 20
+    patience: int = 0
+    init: Path | None = None
+    name: str | None = None
+    workers: int = 1
+    threads: int | None = None
+
+
+def workspace_of(data: Path, out: Path | None = None) -> Path:
+    """Return the workspace for `data`: `data` itself if it is one, `out`, or `./<name>.seguro`.
+
+    Raises:
+        ConfigError: the workspace would lie inside the input folder.
+    """
+    data = Path(data)
+    if out is None and is_workspace(data):
+        return data
+    workspace = Path(out) if out is not None else Path(f"{data.resolve().name}.seguro")
+    if data.is_dir() and workspace.resolve().is_relative_to(data.resolve()) and not is_workspace(data):
+        raise ConfigError(f"{workspace} lies inside the input folder {data}, which is never written to; choose another --out")
+    return workspace
+
+
+def is_workspace(path: Path) -> bool:
+    """Return whether `path` is a folder that `check` has written a manifest into."""
+    return (path / "check" / "manifest.json").exists()
+
+
+def manifest_of(data: Path, workspace: Path, *, progress: Count | None = None, **options: Any) -> Manifest:
+    """Return the checked manifest of `data`, which may be the data folder or the workspace."""
+    from seguro.data import check, manifest
+
+    if is_workspace(data) and Path(data).resolve() == workspace.resolve():
+        return manifest.load(workspace / "check" / "manifest.json")
+    return check.ensure(data, workspace, progress=progress, **options)
+
+
+def plan(
+    data: Path,
+    *,
+    out: Path | None = None,
+    options: PlanOptions | None = None,
+    width: int = 32,
+    jobs: int = 2,
+    progress: Count | None = None,
+    say: Say = _quiet,
+) -> tuple[Path, Manifest, Plan]:
+    """Check and plan; returns the workspace, the manifest and the plan.
+
+    Args:
+        data: a data folder or a workspace.
+        out: the workspace; `./<name>.seguro` when not given.
+        options: what to decide instead of the data.
+        width: of the U-Net whose memory the patch is fitted to.
+        jobs: cases read at a time.
+        progress: called with (done, total) while cases are read.
+        say: takes lines for people.
+    """
+    from functools import partial
+
+    from seguro.data import planner
+    from seguro.networks.unet import training_bytes
+
+    workspace = workspace_of(data, out)
+    manifest = manifest_of(data, workspace, progress=progress)
+    made = planner.ensure(
+        workspace,
+        manifest,
+        options or planner.PlanOptions(),
+        step_bytes=partial(training_bytes, width=width),
+        jobs=jobs,
+        progress=progress,
+        say=say,
+    )
+    return workspace, manifest, made
+
+
+def train(
+    data: Path,
+    options: TrainOptions | None = None,
+    *,
+    out: Path | None = None,
+    plan_options: PlanOptions | None = None,
+    jobs: int = 2,
+    count: Count | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    say: Say = _quiet,
+) -> Path:
+    """Train one fold, running check, plan and prepare first where they are missing; returns the run's folder.
+
+    Skips what is finished and resumes what was interrupted.
+
+    Raises:
+        ConfigError: options that do not fit, or a run folder made with other options (the difference is shown).
+        DataError: data that cannot be used.
+        Stopped: a signal stopped it; saved.
+    """
+    import torch
+
+    from seguro.data.store import predicted_bytes, prepare
+    from seguro.engine.runtime import Runtime
+
+    options = options or TrainOptions()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime = Runtime(options.device, _precision(options))
+    quiet = say if runtime.rank == 0 else _quiet
+    try:
+        workspace = workspace_of(data, out)
+        quiet(f"workspace {workspace}/")
+        if runtime.rank == 0:
+            with locked(workspace):
+                _, manifest, made = plan(
+                    data, out=out, options=plan_options, jobs=jobs, progress=count, say=quiet
+                )
+                for reason in made.reasons:
+                    quiet(f"  {reason}")
+                cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+                quiet(f"store {predicted_bytes(cases, made) / 2**20:.0f} MiB for {len(cases)} cases")
+                store = prepare(workspace, manifest, made, jobs=jobs, progress=count)
+        runtime.barrier()
+        if runtime.rank != 0:
+            _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
+            store = workspace / "store" / made.preprocessing_hash
+        return _train(workspace, manifest, made, store, options, runtime, progress, quiet)
+    finally:
+        runtime.close()
+
+
+def _train(
+    workspace: Path,
+    manifest: Manifest,
+    plan: Plan,
+    store: Path,
+    options: TrainOptions,
+    runtime: Any,
+    progress: Callable[[Progress], None] | None,
+    say: Say,
+) -> Path:
+    import torch
+
+    from seguro.core.seeds import derive
+    from seguro.data.store import Cases
+    from seguro.engine.loop import Limits, Loop, load_modules
+    from seguro.engine.model import load_weights, model_folder, save_model
+    from seguro.inference.validate import dice_validation
+    from seguro.methods import get
+    from seguro.networks import build
+
+    method_class = get(options.method)
+    preset, config = configure(options, gpu=runtime.device.type == "cuda")
+    if plan.dims not in method_class.needs.dims:
+        raise ConfigError(f"method {options.method} works in {method_class.needs.dims} dimensions, the plan has {plan.dims}")
+    train_cases, validation_cases = cases_of_fold(manifest, plan, options.fold, method_class.needs.labels)
+    budget = None if options.updates else seconds(options.budget or DEFAULT_BUDGET)
+    batch = options.batch or plan.batch
+    name = options.name or f"{options.method}-{config.network if hasattr(config, 'network') else 'own'}-fold{options.fold}"
+    folder = workspace / "runs" / name
+    reads = {c.id: c.hash for c in (*train_cases, *validation_cases)}
+    reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
+    if options.init:
+        reads["init"] = sha256_file(model_folder(options.init) / "weights.safetensors")
+    resolved = {
+        "method": options.method,
+        "preset": preset,
+        "config": config.model_dump(mode="json"),
+        "fold": options.fold,
+        "updates": options.updates,
+        "budget_s": budget,
+        "batch": batch,
+        "seed": options.seed,
+        "precision": runtime.precision,
+        "validations": options.validations,
+        "patience": options.patience,
+    }
+    stage = Stage(folder, "train", reads=reads, config=resolved, schema=TRAIN_SCHEMA)
+    if stage.done():
+        say(f"{folder}/ is finished already, nothing to do")
+        return folder
+    _same_or_refuse(folder, stage)
+    ending = f"{options.updates} updates" if options.updates else f"{(budget or 0) / 60:.0f} min from now"
+    say(
+        f"{options.method} ({preset}) on {runtime.device}, {runtime.world} rank{'s' * (runtime.world > 1)}: "
+        f"{len(train_cases)} training and {len(validation_cases)} validation cases, ends after {ending}"
+    )
+    torch.manual_seed(derive(options.seed, "init"))
+    method = method_class(config, plan, build)
+    if options.init:
+        loaded, missing = load_weights(method.modules, options.init)
+        say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
+    hide = method_class.needs.labels == "none"
+    monitored = method_class.needs.monitor is not None and bool(validation_cases)
+    loop = Loop(
+        method,
+        Cases(store, train_cases, plan.classes, hide_labels=hide),
+        folder,
+        runtime,
+        Limits(options.updates, budget, options.validations, options.patience),
+        batch=batch,
+        seed=options.seed,
+        validate=dice_validation(Cases(store, validation_cases, plan.classes), runtime) if monitored else None,
+        progress=progress,
+        say=say,
+        workers=options.workers,
+    )
+    if runtime.rank == 0:
+        with locked(folder):
+            write_text(folder / "config.yaml", yaml.safe_dump({"key": stage.key, **resolved}, sort_keys=False))
+            chosen = loop.fit()
+            load_modules(method.modules, chosen.tensors, "modules.")
+            load_modules(loop.run.averaged, chosen.tensors, "averaged.")
+            outputs = [folder / "config.yaml"]
+            if method_class.needs.segments:
+                outputs += save_model(
+                    folder / "model",
+                    method=options.method,
+                    config=config.model_dump(mode="json"),
+                    plan=plan,
+                    predictor=method.predictor(loop.run.deployable()),
+                )
+            stage.finish(
+                outputs,
+                seed=options.seed,
+                updates=loop.run.update,
+                chosen_update=chosen.update,
+                best=loop.best,
+                minutes=round(loop.seconds / 60, 2),
+                torch=torch.__version__,
+                device=str(runtime.device),
+                world=runtime.world,
+                threads=torch.get_num_threads(),
+            )
+    else:
+        loop.fit()
+    runtime.barrier()
+    return folder
+
+
+def _same_or_refuse(folder: Path, stage: Stage) -> None:
+    """Refuse to go on with a run that was started with other options or data, and show the difference."""
+    path = folder / "config.yaml"
+    before = read_yaml(path) if path.exists() else None
+    if before is None or before.get("key") == stage.key:
+        return
+    changed = [
+        f"{k}: was {before.get(k)!r}, is {stage.config.get(k)!r}"
+        for k in sorted(set(before) - {"key"} | set(stage.config))
+        if before.get(k) != stage.config.get(k)
+    ]
+    changed = changed or stage.difference() or ["the training cases or the plan"]
+    raise ConfigError(
+        f"{folder} was made with other settings:\n  " + "\n  ".join(changed) + "\nuse --name for a new run, or remove the folder"
+    )
+
+
+def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
+    """Return the preset used and the method's resolved config: defaults < preset < network < settings.
+
+    Raises:
+        ConfigError: unknown preset or fields, or values out of range; the message lists each.
+    """
+    from seguro.methods import get
+
+    kind = get(options.method)
+    preset = options.preset
+    if preset == "auto":
+        preset = "small" if not gpu and "small" in kind.presets else "default"
+    if preset != "default" and preset not in kind.presets:
+        raise ConfigError(f"method {options.method} has no preset {preset!r}; it has default, {', '.join(kind.presets)}")
+    fields: dict[str, Any] = merge({}, {} if preset == "default" else kind.presets[preset])
+    if options.network:
+        same = fields.get("network", kind.Config.model_fields["network"].default) == options.network
+        fields = merge(fields, {"network": options.network})
+        if not same:
+            fields.pop("network_options", None)
+    fields = merge(fields, options.settings or {})
+    try:
+        return preset, kind.Config.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError(f"settings of method {options.method}:\n  " + "\n  ".join(lines)) from error
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` laid over it, nested mappings merged."""
+    out = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merge(out[key], value) if both else value
+    return out
+
+
+def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return nested settings from `a.b=c` texts; values are read as YAML scalars.
+
+    Example:
+        >>> settings_from(["augment.p_noise=0.2", "network=unet"])
+        {'augment': {'p_noise': 0.2}, 'network': 'unet'}
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--set {pair!r}: expected key=value, e.g. learning_rate=0.001")
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        out = merge(out, nested)
+    return out
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file of at most 1 MiB, aliases refused.
+
+    Raises:
+        DataError: not YAML, not a mapping, or with aliases (which can expand without bound).
+    """
+    text = read_checked(path, limit=1 << 20).data.decode("utf-8", errors="replace")
+    try:
+        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, Loader=yaml.SafeLoader)):
+            raise DataError(f"{path}: YAML aliases are not accepted; write the values out")
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a mapping of options")
+    return value
+
+
+def seconds(text: str) -> float:
+    """Return seconds of a time such as "90s", "45m", "2h", "1h30m"; a bare number is minutes.
+
+    Raises:
+        ConfigError: not of that form, or not positive.
+
+    Example:
+        >>> seconds("1h30m")
+        5400.0
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower())
+    if not text.strip() or found is None:
+        raise ConfigError(f"--budget {text!r}: expected a time such as 45m, 2h or 1h30m")
+    hours, minutes, rest = (float(g or 0) for g in found.groups())
+    total = 3600 * hours + 60 * minutes + rest
+    if total <= 0:
+        raise ConfigError(f"--budget {text!r}: must be more than nothing")
+    return total
+
+
+def _precision(options: TrainOptions) -> Any:
+    if options.precision != "auto":
+        return options.precision
+    import torch
+
+    gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32"
+
+
+def cases_of_fold(
+    manifest: Manifest, plan: Plan, fold: str, labels: Literal["none", "some", "all"]
+) -> tuple[tuple[Case, ...], tuple[Case, ...]]:
+    """Return training and validation cases of a fold ("all": everything, and nothing to validate on).
+
+    Methods that need labels get labelled cases only; the others also the unlabelled ones.
+
+    Raises:
+        ConfigError: the plan has no such fold.
+        DataError: no labelled training case where one is needed.
+    """
+    by_id = {c.id: c for c in (*manifest.of("train"), *manifest.of("unlabelled"))}
+    if fold == ALL:
+        train, validation = tuple(by_id.values()), ()
+    else:
+        try:
+            chosen = plan.fold(fold)
+        except KeyError as error:
+            raise ConfigError(f"--fold {fold}: {error.args[0]} and {ALL!r}") from error
+        train = tuple(by_id[i] for i in chosen.train)
+        validation = tuple(by_id[i] for i in chosen.validation)
+    if labels == "all":
+        train = tuple(c for c in train if c.label is not None)
+    if labels != "none" and not any(c.label is not None for c in train):
+        raise DataError(f"fold {fold} has no labelled training case")
+    return train, validation
+
+
+def load(path: Path, device: str = "cpu") -> Model:
+    """Return a trained model, ready to predict: `load(run).predict(image)`."""
+    from seguro.engine.model import load_model
+
+    return load_model(Path(path), device)
+
+
+__all__ = [
+    "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "output_hash", "plan",
+    "read_yaml", "seconds", "settings_from", "train", "workspace_of",
+]  # fmt: skip

@@ -1,0 +1,49 @@
+"""Choose spacing, 2-D or 3-D, patch, network depth, intensities and folds from the training cases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+
+
+def plan(
+    data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
+    out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    memory: Annotated[Optional[float], typer.Option(min=0.01, help="GiB of one training step.")] = None,
+    dims: Annotated[Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")] = None,
+    device: Annotated[str, typer.Option(help="Where it will be trained; decides the default of --memory.")] = "auto",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write `plan/plan.json`; it may be edited by hand afterwards."""
+    import shlex
+
+    from rich.markup import escape
+
+    from seguro import api
+    from seguro.cli.progress import counting
+    from seguro.cli.train import plan_options_for
+
+    out_console = console(as_json)
+    workspace = api.workspace_of(data, out)
+    path = workspace / "plan" / "plan.json"
+    if dry_run:
+        finish(out_console, result={"would_write": str(path)}, as_json=as_json, then=f"seguro plan {shlex.quote(str(data))}")
+        return
+    options = plan_options_for(memory=memory, dims=dims, seed=seed, device=device)
+    with counting(out_console, "reading cases") as count:
+        _, _, made = api.plan(data, out=out, options=options, progress=count, say=lambda s: out_console.print(escape(s)))
+    out_console.print(f"[bold]{escape(made.name)}[/]: {made.dims}-D, spacing {made.spacing} {made.unit}, {path}")
+    for reason in made.reasons:
+        out_console.print(f"  {escape(reason)}")
+    finish(
+        out_console,
+        result={"plan": str(path), **made.model_dump(mode="json", exclude={"folds"})},
+        as_json=as_json,
+        then=f"seguro train {shlex.quote(str(workspace))}",
+    )

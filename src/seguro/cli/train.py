@@ -1,0 +1,132 @@
+"""Train a model; runs check, plan and prepare first where they are missing, resumes what was interrupted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+
+
+def train(
+    data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
+    out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    method: Annotated[str, typer.Option(help="How to learn.")] = "supervised",
+    network: Annotated[Optional[str], typer.Option(help="unet, or monai:Name.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
+    config: Annotated[Optional[Path], typer.Option(help="YAML file with fields of the method.")] = None,
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
+    folds: Annotated[str, typer.Option(help="A fold of the plan, several with commas, 'all' for each in turn, "
+                                            "'none' to train on every case.")] = "0",
+    updates: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many updates.")] = None,
+    budget: Annotated[Optional[str], typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
+    batch: Annotated[Optional[int], typer.Option(min=1, help="Samples per update; the plan's by default.")] = None,
+    patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without gain.")] = 0,
+    validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
+    init: Annotated[Optional[Path], typer.Option(help="Start from this run's or model's weights.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Name of the run.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 16-mixed.")] = "auto",
+    memory: Annotated[Optional[float], typer.Option(min=0.01, help="GiB of one training step; decides the patch.")] = None,
+    dims: Annotated[Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")] = None,
+    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads of the network.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train; the first lines say where it works, what was chosen and why, and when it will end."""
+    import shlex
+    from dataclasses import replace
+    from functools import partial
+
+    from rich.markup import escape
+
+    from seguro import api
+    from seguro.cli.progress import counting, training
+    from seguro.core.errors import ConfigError
+
+    out_console = console(as_json)
+    say = lambda line: out_console.print(escape(line))  # noqa: E731
+    if updates is not None and budget is not None:
+        raise ConfigError("--updates and --budget exclude each other: give one")
+    settings = api.merge(api.read_yaml(config) if config else {}, api.settings_from(set_ or []))
+    plan_options = plan_options_for(memory=memory, dims=dims, seed=seed, device=device)
+    options = api.TrainOptions(
+        method=method, preset=preset, network=network, settings=settings, updates=updates, budget=budget,
+        batch=batch, seed=seed, device=device, precision=precision, validations=validations,  # type: ignore[arg-type]
+        patience=patience, init=init, name=name, workers=workers, threads=threads,
+    )  # fmt: skip
+    workspace = api.workspace_of(data, out)
+    names = fold_names(folds, partial(planned_folds, data, out, plan_options))
+    if dry_run:
+        for line in describe(data, out, plan_options, options, names):
+            say(line)
+        finish(out_console, result={"workspace": str(workspace), "folds": names}, as_json=as_json)
+        return
+    runs = []
+    for fold in names:
+        this = replace(options, fold=fold, name=f"{name}-fold{fold}" if name and len(names) > 1 else name)
+        with counting(out_console, "reading cases") as count, training(out_console) as progress:
+            runs.append(
+                api.train(data, this, out=out, plan_options=plan_options, count=count, progress=progress, say=say)
+            )
+    model = " ".join(f"--also {shlex.quote(str(r))}" for r in runs[1:])
+    target = f"--data {shlex.quote(str(workspace))} --cases validation" if names != [api.ALL] else "IMAGES"
+    finish(
+        out_console,
+        result={"workspace": str(workspace), "runs": [str(r) for r in runs]},
+        as_json=as_json,
+        then=" ".join(f"seguro predict {shlex.quote(str(runs[0]))} {model} {target}".split()),
+    )
+
+
+def plan_options_for(*, memory: float | None, dims: int | None, seed: int, device: str) -> Any:
+    """Return the plan's options; the memory default is 1 GiB on a CPU and 8 GiB on a GPU."""
+    from seguro.data.planner import PlanOptions
+
+    if memory is None:
+        memory = 8.0 if _gpu(device) else PlanOptions().memory_gib
+    return PlanOptions(memory_gib=memory, dims=dims, seed=seed)
+
+
+def _gpu(device: str) -> bool:
+    if device != "auto":
+        return device.startswith("cuda")
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def planned_folds(data: Path, out: Path | None, plan_options: Any) -> list[str]:
+    """Return the names of the plan's folds by patient or file (not the leave-one-site-out ones)."""
+    from seguro import api
+
+    _, _, made = api.plan(data, out=out, options=plan_options)
+    return [f.name for f in made.folds if not f.name.startswith("site-")]
+
+
+def fold_names(text: str, all_folds: Any) -> list[str]:
+    """Return fold names of "--folds": one, several with commas, "all" for each planned one, "none" for no fold."""
+    from seguro import api
+
+    if text == "all":
+        return list(all_folds())
+    return [api.ALL if part.strip() == "none" else part.strip() for part in text.split(",")]
+
+
+def describe(data: Path, out: Path | None, plan_options: Any, options: Any, names: list[str]) -> list[str]:
+    """Return the lines of a dry run: nothing is planned or trained, only what exists is read."""
+    from seguro import api
+
+    workspace = api.workspace_of(data, out)
+    preset, config = api.configure(options, gpu=_gpu(options.device))
+    stages = [s for s, p in (("check", "check/manifest.json"), ("plan", "plan/plan.json")) if not (workspace / p).exists()]
+    return [
+        f"workspace {workspace}/",
+        f"would run: {', '.join([*stages, 'prepare', 'train'])} for fold{'s' * (len(names) > 1)} {', '.join(names)}",
+        f"method {options.method}, preset {preset}",
+        *(f"  {k}: {v}" for k, v in config.model_dump().items()),
+    ]

@@ -1,0 +1,85 @@
+"""Folds of the training cases: by patient, by site, or as the data set's own `splits_final.json` says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from seguro.core.errors import DataError
+from seguro.core.files import read_json
+from seguro.core.seeds import generator
+from seguro.core.types import Case
+from seguro.data.plan import Fold
+
+SPLITS = "splits_final.json"
+
+
+def by_patient(cases: Sequence[Case], *, n: int, seed: int) -> tuple[Fold, ...]:
+    """Return up to `n` folds over the labelled cases; all scans of a patient are on one side of each.
+
+    With one patient there is one fold, which validates on its own training cases.
+    """
+    labelled = [c for c in cases if c.label is not None]
+    unlabelled = tuple(c.id for c in cases if c.label is None)
+    patients = sorted({c.patient for c in labelled})
+    order = [patients[i] for i in generator(seed, "folds").permutation(len(patients))]
+    if len(patients) < 2:
+        everything = tuple(c.id for c in labelled)
+        return (Fold(name="0", train=(*everything, *unlabelled), validation=everything),)
+    folds = []
+    for k in range(min(n, len(patients))):
+        held_out = set(order[k :: min(n, len(patients))])
+        folds.append(_fold(str(k), labelled, unlabelled, lambda c, out=held_out: c.patient in out))
+    return tuple(folds)
+
+
+def by_site(cases: Sequence[Case]) -> tuple[Fold, ...]:
+    """Return one fold per site that has labels, which validates on that site; none when there is one site.
+
+    Raises:
+        DataError: a patient with scans at two sites, who would be on both sides.
+    """
+    labelled = [c for c in cases if c.label is not None]
+    unlabelled = tuple(c.id for c in cases if c.label is None)
+    sites = sorted({c.site for c in labelled})
+    if len(sites) < 2:
+        return ()
+    where: dict[str, str] = {}
+    for c in labelled:
+        if where.setdefault(c.patient, c.site) != c.site:
+            raise DataError(
+                f"patient {c.patient} has scans at sites {where[c.patient]} and {c.site}: "
+                "leave-one-site-out would test on a training patient; correct patients.csv"
+            )
+    return tuple(_fold(f"site-{s}", labelled, unlabelled, lambda c, s=s: c.site == s) for s in sites)
+
+
+def _fold(name: str, labelled: Sequence[Case], unlabelled: tuple[str, ...], held_out) -> Fold:  # type: ignore[no-untyped-def]
+    return Fold(
+        name=name,
+        train=(*(c.id for c in labelled if not held_out(c)), *unlabelled),
+        validation=tuple(c.id for c in labelled if held_out(c)),
+    )
+
+
+def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:
+    """Return the folds of an nnU-Net `splits_final.json`.
+
+    Raises:
+        DataError: not a list of train/val lists, unknown ids, or a patient on both sides.
+    """
+    value = read_json(path)
+    known = {c.id: c for c in cases}
+    if not isinstance(value, list) or not all(isinstance(f, dict) and {"train", "val"} <= set(f) for f in value):
+        raise DataError(f"{path}: expected a list of objects with 'train' and 'val'")
+    folds = []
+    for k, entry in enumerate(value):
+        train, validation = tuple(map(str, entry["train"])), tuple(map(str, entry["val"]))
+        unknown = sorted({*train, *validation} - set(known))
+        if unknown:
+            raise DataError(f"{path}: fold {k} names {len(unknown)} unknown cases, first {unknown[0]!r}")
+        shared = {known[i].patient for i in train} & {known[i].patient for i in validation}
+        if shared:
+            raise DataError(f"{path}: fold {k} has patient {sorted(shared)[0]} in training and validation")
+        folds.append(Fold(name=str(k), train=train, validation=validation))
+    return tuple(folds)

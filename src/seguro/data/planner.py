@@ -1,0 +1,326 @@
+"""Makes the plan from the training cases: spacing, 2-D or 3-D, patch, strides, batch, intensities, folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_json, sha256_file, write_json
+from seguro.core.stage import Stage
+from seguro.core.types import Classes, Manifest, Record, Three, ThreeF
+from seguro.data.fingerprint import Measured, fingerprint, measure_all
+from seguro.data.folds import SPLITS, by_patient, by_site, from_file
+from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
+
+ANISOTROPIC = 3.0
+"""Largest over smallest spacing from which the coarse axis is treated apart (nnU-Net's rule)."""
+FEW_SLICES = 20
+"""With fewer slices than this a 3-D network has no depth to learn from."""
+SMALLEST_MAP = 4
+"""No axis is divided below this many voxels."""
+MAX_DEPTH = {2: 6, 3: 5}
+MAX_BATCH = {2: 12, 3: 4}
+MAX_PLANE = 320
+
+Bytes = Callable[[Sequence[int], int, Sequence[Sequence[int]]], int]
+"""(patch, batch, strides) -> bytes of a training step; the network's own estimate, passed in."""
+
+
+class PlanOptions(Record):
+    """What a user may decide instead of the data; None leaves it to the data."""
+
+    dims: int | None = None
+    spacing: ThreeF | None = None
+    patch: tuple[int, ...] | None = None
+    batch: int | None = None
+    memory_gib: float = 1.0
+    """Memory of one training step; decides patch and batch."""
+    folds: int = 5
+    seed: int = 0
+
+
+def make(manifest: Manifest, measured: Sequence[Measured], options: PlanOptions, *, step_bytes: Bytes) -> Plan:
+    """Return the plan for the training cases of `manifest`.
+
+    Args:
+        manifest: its "train" and "unlabelled" cases are `measured`, in that order.
+        measured: their measurements.
+        options: what the user decided.
+        step_bytes: the network's memory estimate.
+
+    Raises:
+        DataError: no labels at all, or a class that no case contains.
+        ConfigError: options that do not fit together.
+    """
+    cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+    if manifest.classes is None:
+        raise DataError(f"{manifest.name}: no case has a label; a plan needs at least one labelled case")
+    reasons: list[str] = []
+    spacings = np.array([m.grid.spacing for m in measured])
+    shapes = np.array([m.grid.shape for m in measured])
+    spacing = options.spacing or _spacing(spacings, reasons)
+    slice_axis = _slice_axis(spacing, shapes)
+    dims = options.dims or _dims(spacing, shapes, slice_axis, reasons)
+    if dims not in (2, 3):
+        raise ConfigError(f"--dims {dims}: 2 or 3")
+    median = [max(1, round(float(np.median(shapes[:, a] * spacings[:, a])) / spacing[a])) for a in range(3)]
+    axes = [a for a in range(3) if dims == 3 or a != slice_axis]
+    sizes, mm = [median[a] for a in axes], [spacing[a] for a in axes]
+    budget = int(options.memory_gib * 2**30)
+    if options.patch is not None and len(options.patch) != dims:
+        raise ConfigError(f"--patch {options.patch}: a {dims}-D plan needs {dims} numbers")
+    patch, strides, kernels = shape_for(options.patch or _bounded(sizes, dims), mm, dims, exact=options.patch is not None)
+    smallest = options.batch or 2
+    while options.patch is None and step_bytes(patch, smallest, strides) > budget:
+        smaller = _shrink(patch, mm, strides)
+        if smaller == patch:
+            break
+        patch, strides, kernels = shape_for(smaller, mm, dims)
+    batch = options.batch or smallest
+    while options.batch is None and batch < MAX_BATCH[dims] and step_bytes(patch, batch + 1, strides) <= budget:
+        batch += 1
+    reasons.append(
+        f"patch {_x(patch)}, batch {batch}: one training step is predicted to take "
+        f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB (median case {_x(sizes)})"
+    )
+    channels = tuple(_channel(name, i, measured, reasons) for i, name in enumerate(manifest.channels))
+    draft = Plan(
+        name=manifest.name,
+        dims=dims,
+        slice_axis=slice_axis,
+        spacing=spacing,
+        unit=cases[0].unit,
+        channels=channels,
+        classes=manifest.classes,
+        patch=patch,
+        strides=strides,
+        kernels=kernels,
+        batch=batch,
+        mirror=_mirror(manifest.classes, axes, reasons),
+        fingerprint=_blank(manifest),
+        folds=_folds(manifest, options, reasons),
+        reasons=tuple(reasons),
+    )
+    found = fingerprint(measured, sum(c.label is not None for c in cases), draft)
+    _refuse_absent(found, manifest)
+    return draft.model_copy(update={"fingerprint": found})
+
+
+def _spacing(spacings: np.ndarray, reasons: list[str]) -> ThreeF:
+    target = np.median(spacings, axis=0)
+    coarse = int(np.argmax(target))
+    others = np.delete(target, coarse)
+    if target[coarse] >= ANISOTROPIC * others.max():
+        target[coarse] = max(float(np.percentile(spacings[:, coarse], 10)), float(others.max()))
+        reasons.append(f"spacing: median in plane, the 10th percentile ({target[coarse]:.3g}) across the thick slices")
+    else:
+        reasons.append("spacing: the median of each axis")
+    z, y, x = (round(float(t), 4) for t in target)
+    return z, y, x
+
+
+def _slice_axis(spacing: ThreeF, shapes: np.ndarray) -> int:
+    if max(spacing) >= ANISOTROPIC * min(spacing):
+        return int(np.argmax(spacing))
+    median = np.median(shapes, axis=0)
+    return int(np.argmin(median)) if median.min() < FEW_SLICES else 0
+
+
+def _dims(spacing: ThreeF, shapes: np.ndarray, slice_axis: int, reasons: list[str]) -> int:
+    slices = float(np.median(shapes[:, slice_axis]))
+    name = "zyx"[slice_axis]
+    if slices < FEW_SLICES and np.median(shapes, axis=0).max() >= 2 * FEW_SLICES:
+        reasons.append(f"2-D: {slices:g} slices along {name} (median) are fewer than {FEW_SLICES}")
+        return 2
+    ratio = max(spacing) / min(spacing)
+    reasons.append(f"3-D: {slices:g} slices along {name} (median), spacing ratio {ratio:.1f}")
+    return 3
+
+
+def _bounded(sizes: Sequence[int], dims: int) -> tuple[int, ...]:
+    return tuple(min(s, MAX_PLANE) if dims == 2 else s for s in sizes)
+
+
+def shape_for(
+    sizes: Sequence[int], mm: Sequence[float], dims: int, *, exact: bool = False
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+    """Return patch, strides and kernels for about `sizes` voxels of `mm` size.
+
+    An axis is halved while it keeps SMALLEST_MAP voxels and its spacing is within a factor two of the finest; its
+    kernel is 1 while its spacing is more than twice the finest. The patch is `sizes` rounded up to the total stride
+    (with `exact`: refused if that changes it).
+    """
+    size, step = [float(s) for s in sizes], list(mm)
+    strides: list[tuple[int, ...]] = []
+    kernels = [_kernel(step)]
+    while len(strides) < MAX_DEPTH[dims]:
+        finest = min(s for s, n in zip(step, size, strict=True) if n >= 2 * SMALLEST_MAP) if max(size) >= 2 * SMALLEST_MAP else 0
+        factor = tuple(
+            2 if n >= 2 * SMALLEST_MAP and s <= 2 * finest else 1 for n, s in zip(size, step, strict=True)
+        )
+        if all(f == 1 for f in factor):
+            break
+        strides.append(factor)
+        size = [n / f for n, f in zip(size, factor, strict=True)]
+        step = [s * f for s, f in zip(step, factor, strict=True)]
+        kernels.append(_kernel(step))
+    total = [int(np.prod([s[a] for s in strides])) if strides else 1 for a in range(dims)]
+    patch = tuple(-(-int(n) // t) * t for n, t in zip(sizes, total, strict=True))
+    if exact and patch != tuple(sizes):
+        raise ConfigError(f"--patch {_x(sizes)} is not divisible by the strides {_x(total)}; {_x(patch)} is")
+    return patch, tuple(strides), tuple(kernels)
+
+
+def _kernel(step: Sequence[float]) -> tuple[int, ...]:
+    return tuple(1 if s > 2 * min(step) else 3 for s in step)
+
+
+def _shrink(patch: Sequence[int], mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the patch with one stride less along the axis of largest physical extent that can still give."""
+    total = [int(np.prod([s[a] for s in strides])) if strides else 1 for a in range(len(patch))]
+    out = list(patch)
+    for axis in sorted(range(len(patch)), key=lambda a: -patch[a] * mm[a]):
+        if patch[axis] - total[axis] >= max(total[axis], SMALLEST_MAP):
+            out[axis] -= total[axis]
+            break
+    return tuple(out)
+
+
+def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[str]) -> Intensity:
+    is_ct = name.strip().upper() in ("CT", "CTA", "CECT", "NCCT") or name.upper().startswith("CT ")
+    in_hu = min(m.lowest[index] for m in measured) < -100
+    if name.lower() in ("nonorm", "none"):
+        reasons.append(f"channel {name}: as stored")
+        return Intensity(name=name, scheme="none")
+    samples = np.concatenate([m.foreground[index] for m in measured])
+    if is_ct and in_hu and len(samples):
+        low, high = (float(v) for v in np.percentile(samples, (0.5, 99.5)))
+        clipped = np.clip(samples, low, high)
+        reasons.append(f"channel {name}: Hounsfield units clipped to {low:.0f} ... {high:.0f} (foreground 0.5-99.5 %)")
+        return Intensity(
+            name=name, scheme="ct", low=low, high=high, mean=float(clipped.mean()), sd=float(clipped.std())
+        )
+    why = "CT without Hounsfield units, " if is_ct else ""
+    reasons.append(f"channel {name}: {why}each case by its own mean and standard deviation, clipped to 0.5-99.5 %")
+    return Intensity(name=name, scheme="zscore")
+
+
+def _mirror(classes: Classes, axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
+    words = {w for name in classes.names for w in name.lower().replace("_", " ").replace("-", " ").split()}
+    if classes.pairs:
+        reasons.append("mirroring left-right, with the declared lateral pairs exchanged")
+    elif {"left", "right"} & words:
+        reasons.append("no mirroring: a class is named left or right and no lateral pair is declared")
+        return ()
+    else:
+        reasons.append("mirroring left-right")
+    return tuple(a for a in axes if a == 2)
+
+
+def _folds(manifest: Manifest, options: PlanOptions, reasons: list[str]) -> tuple[Fold, ...]:
+    cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+    own = Path(manifest.root) / SPLITS
+    if own.exists():
+        reasons.append(f"folds: as {SPLITS} of the data set says")
+        folds = from_file(own, cases)
+    else:
+        folds = by_patient(cases, n=options.folds, seed=options.seed)
+        patients = len({c.patient for c in cases if c.label is not None})
+        reasons.append(f"folds: {len(folds)} by patient ({patients} patients)")
+        if patients < 2:
+            reasons.append("one labelled patient only: the fold validates on its own training cases")
+    sites = by_site(cases)
+    if sites:
+        reasons.append(f"folds: {len(sites)} more, each leaving one site out")
+    return (*folds, *sites)
+
+
+def _blank(manifest: Manifest) -> Fingerprint:
+    from seguro.data.plan import Spread
+
+    zero = Spread(low=0, median=0, high=0)
+    return Fingerprint(
+        n_cases=0, n_labelled=0, shape=(1, 1, 1), spacing=(zero,) * 3, extent=(zero,) * 3,
+        intensity=(), volume_ml={}, present={},
+    )  # fmt: skip
+
+
+def _refuse_absent(found: Fingerprint, manifest: Manifest) -> None:
+    absent = [n for n, count in found.present.items() if count == 0]
+    if absent:
+        raise DataError(
+            f"{manifest.name}: no training case contains {', '.join(absent)}; remove the class from the data set's "
+            "labels or add a case that has it"
+        )
+
+
+def _x(sizes: Sequence[int]) -> str:
+    return " x ".join(map(str, sizes))
+
+
+def ensure(
+    workspace: Path,
+    manifest: Manifest,
+    options: PlanOptions,
+    *,
+    step_bytes: Bytes,
+    jobs: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
+    """Return the workspace's plan, made now unless the same cases and options made it before.
+
+    A plan edited by hand is used as it is while cases and options stay the same.
+
+    Raises:
+        ConfigError: an edited plan would be overwritten, or is not valid.
+    """
+    folder = workspace / "plan"
+    path = folder / "plan.json"
+    cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+    splits = Path(manifest.root) / SPLITS
+    reads = {c.id: c.hash for c in cases}
+    if splits.exists():
+        reads[SPLITS] = sha256_file(splits)
+    config: dict[str, Any] = options.model_dump() | {
+        "classes": manifest.classes.model_dump() if manifest.classes else None,
+        "patients": {c.id: [c.patient, c.site] for c in cases},
+    }
+    stage = Stage(folder, "plan", reads=reads, config=config, schema=SCHEMA)
+    before = stage.previous()
+    edited = before is not None and path.exists() and sha256_file(path) != before["outputs"].get("plan.json")
+    if stage.done():
+        if edited:
+            say(f"{path}: edited by hand, used as it is")
+        return load(path)
+    if edited:
+        changed = "\n  ".join(stage.difference())
+        raise ConfigError(
+            f"{path}: edited by hand, but cases or options changed:\n  {changed}\n"
+            "remove the file to plan anew, or use another --out"
+        )
+    measured = measure_all(manifest, cases, jobs=jobs, progress=progress)
+    plan = make(manifest, measured, options, step_bytes=step_bytes)
+    write_json(path, plan.model_dump(mode="json"))
+    stage.finish([path])
+    return plan
+
+
+def load(path: Path) -> Plan:
+    """Return the plan in `path`.
+
+    Raises:
+        ConfigError: it does not have the form of a plan; the message says where.
+    """
+    try:
+        return Plan.model_validate(read_json(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path}: not a valid plan: {error}") from error
+
+
+__all__ = ["PlanOptions", "Three", "ensure", "load", "make", "shape_for"]

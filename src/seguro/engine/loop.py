@@ -1,0 +1,370 @@
+"""The training loop: draw, update, validate, checkpoint, resume. The same for every method."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seguro.core.errors import RunError, SeguroError
+from seguro.core.seeds import derive, generator
+from seguro.data.store import Cases
+from seguro.engine import checkpoint as checkpoints
+from seguro.engine.checkpoint import Checkpoint
+from seguro.engine.log import RunLog
+from seguro.engine.run import LoopRun
+from seguro.engine.runtime import Runtime
+from seguro.methods.contract import Batch, Method, Predictor, collate
+
+Validate = Callable[[Predictor], Mapping[str, float]]
+PROBE_UPDATES = 8
+"""Updates after which a time budget is first turned into a number of updates."""
+MAX_SKIPPED = 20
+"""Steps in a row with gradients that are not finite before training stops."""
+
+
+class Stopped(SeguroError):
+    """Training was asked to stop (signal); a checkpoint was saved, the same command goes on."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long to train and how often to look.
+
+    Exactly one of `updates` and `budget_s` is given. With a time budget the number of updates is estimated after
+    the first few, again at each validation, and written to the log; such a run depends on the machine's speed.
+    """
+
+    updates: int | None = None
+    budget_s: float | None = None
+    validations: int = 20
+    """Number of validations (and checkpoints) over the whole training."""
+    patience: int = 0
+    """Stop after so many validations without improvement; 0 for never."""
+
+
+@dataclass
+class Progress:
+    """What is shown while training."""
+
+    update: int
+    updates: int
+    seconds: float
+    seconds_left: float
+    values: Mapping[str, float]
+    best: float | None
+
+
+@dataclass
+class Loop:
+    """One training of one method in one folder.
+
+    Args:
+        method: made with its network already initialized under the run's seed.
+        cases: what `draw` sees.
+        folder: the run; holds `checkpoints/` and `log.jsonl`.
+        runtime: ranks, device, precision.
+        limits: how long.
+        batch: samples per update over all ranks.
+        seed: of everything random.
+        validate: scores a predictor; keys must contain the one that `needs.monitor` names. None: never validated.
+        progress: called after each update on rank 0.
+        say: takes one line for people.
+        workers: threads that draw samples ahead.
+    """
+
+    method: Method
+    cases: Cases
+    folder: Path
+    runtime: Runtime
+    limits: Limits
+    batch: int
+    seed: int
+    validate: Validate | None = None
+    progress: Callable[[Progress], None] | None = None
+    say: Callable[[str], None] = lambda line: None
+    workers: int = 1
+    best: float | None = field(default=None, init=False)
+    best_update: int | None = field(default=None, init=False)
+    since_best: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.run = LoopRun(
+            self.method, self.runtime, seed=self.seed, batch=self.batch, updates=self.limits.updates or 10**9
+        )
+        self.log = RunLog(self.folder)
+        self.checkpoints = self.folder / "checkpoints"
+        self._spent = 0.0
+        self._since = time.monotonic()
+        self._stop = threading.Event()
+        self._last: dict[str, float] = {}
+        self._validations = 0
+        self._validating = 0.0
+        """Seconds spent in validations."""
+
+    @property
+    def seconds(self) -> float:
+        """Training seconds so far, over all resumes."""
+        return self._spent + time.monotonic() - self._since
+
+    def fit(self) -> Checkpoint:
+        """Train to the end, resuming where a checkpoint lies, and return the checkpoint to deploy.
+
+        Raises:
+            Stopped: a signal asked for it; the state is saved.
+            RunError: too many steps were not finite, or a resume with another world or batch size.
+        """
+        found = checkpoints.latest(self.checkpoints, say=self.say)
+        start = self._resume(found) if found else 0
+        self.log.cut(start)
+        with _signals(self._stop):
+            if found is None and self.validate is not None:
+                self._validate()  # a validation that cannot work fails here, not after an hour
+            if self.limits.budget_s is not None and found is None:
+                self.run_updates(0, PROBE_UPDATES, on_update=self._after_update)
+                self._estimate(PROBE_UPDATES)
+                start = PROBE_UPDATES
+            while start < self.run.updates and not self._patience_over():
+                stop = min(self._next_stop(start), self.run.updates)
+                self.run_updates(start, stop - start, on_update=self._after_update)
+                start = stop
+                self._look(start)
+        if self.runtime.rank == 0:
+            self.log.write_csv()
+        self.runtime.barrier()
+        chosen = self.best_update if self.method.needs.monitor else self.run.update
+        return checkpoints.load(self.checkpoints, self.run.update if chosen is None else chosen)
+
+    def run_updates(
+        self, start: int, n: int, *, on_update: Callable[[Mapping[str, Tensor]], None] | None = None
+    ) -> None:
+        """Do updates `start` ... `start + n - 1`; all that a site of a federation calls."""
+        if n <= 0:
+            return
+        self.method.modules.train()
+        with ThreadPoolExecutor(max_workers=self.workers) as pool:
+            ahead: Future[tuple[Batch, list[str]]] = pool.submit(self._batch, start)
+            for update in range(start, start + n):
+                batch, ids = ahead.result()
+                if update + 1 < start + n:
+                    ahead = pool.submit(self._batch, update + 1)
+                self._begin(update)
+                values = self.method.update(_to(batch, self.runtime.device), self.run)
+                self.run.update = update + 1
+                if self.run.skipped:
+                    self._not_finite(update, ids)
+                if on_update:
+                    on_update(values)
+
+    def _begin(self, update: int) -> None:
+        self.run.update = update
+        self.run.epoch = update * self.batch // max(len(self.cases), 1)
+        root = derive(self.seed, update, "global", self.runtime.rank)
+        torch.manual_seed(root)
+        random.seed(root)
+        np.random.seed(root % (1 << 32))  # noqa: NPY002 - third-party networks may draw from the global state
+
+    def _batch(self, update: int) -> tuple[Batch, list[str]]:
+        view = self.cases.view()
+        samples = [
+            self.method.draw(view, slot, generator(self.seed, update, "draw", slot)) for slot in self.run.slots
+        ]
+        return collate(samples), view.touched
+
+    def _after_update(self, values: Mapping[str, Tensor]) -> None:
+        update = self.run.update
+        numbers = {k: float(self.runtime.mean(v.float())) for k, v in sorted(values.items())}
+        self._last = numbers
+        if self.runtime.rank == 0:
+            finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            self.log.add("train", update, seconds=round(self.seconds, 2), **finite, **self.run.rates())
+            if self.progress:
+                self.progress(self._progress())
+        if self.runtime.any(self._stop.is_set()):
+            self.save()
+            raise Stopped(f"stopped at update {update}, saved; run the same command again to go on")
+
+    def _progress(self) -> Progress:
+        done, seconds = self.run.update, self.seconds
+        if self.limits.budget_s is not None:
+            left = max(self.limits.budget_s - seconds, 0.0)
+        else:
+            left = seconds / max(done, 1) * (self.run.updates - done)
+        return Progress(done, self.run.updates, seconds, left, self._last, self.best)
+
+    def _next_stop(self, done: int) -> int:
+        step = max(1, round(self.run.updates / max(self.limits.validations, 1)))
+        return (done // step + 1) * step
+
+    def _patience_over(self) -> bool:
+        over = bool(self.limits.patience) and self.since_best >= self.limits.patience
+        if over:
+            self._note(f"stopped early: {self.since_best} validations without improvement")
+        return over
+
+    def _look(self, update: int) -> None:
+        """Validate, re-estimate a time budget, save."""
+        if self.validate is not None:
+            self._validate()
+        if self.limits.budget_s is not None:
+            self._estimate(update)
+        self.save()
+
+    def _validate(self) -> None:
+        monitor = self.method.needs.monitor
+        started = time.monotonic()
+        torch.manual_seed(derive(self.seed, self.run.update, "validate"))
+        modules = self.run.deployable()
+        modules.eval()
+        predictor = self.method.predictor(modules)
+        predictor.eval()
+        scores = dict(self.validate(predictor)) if self.validate else {}
+        self.method.modules.train()
+        self._validating += time.monotonic() - started
+        self._validations += 1
+        if self.runtime.rank == 0:
+            self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
+        if not monitor:
+            return
+        direction, _, name = monitor.partition(":")
+        score = scores[name]
+        higher = direction == "max"
+        for key, optim in self.run.optims.items():
+            self.run.plateaus[key].observe(score, higher_is_better=higher, schedule=optim.schedule)
+        if self.run.update == 0:
+            return  # the untrained network is looked at, never chosen
+        if self.best is None or (score > self.best if higher else score < self.best):
+            self.best, self.best_update, self.since_best = score, self.run.update, 0
+        else:
+            self.since_best += 1
+
+    def _estimate(self, update: int) -> None:
+        """Turn what is left of the time budget into a number of updates, the same on every rank."""
+        budget = self.limits.budget_s or 0.0
+        per_update = (self.seconds - self._validating) / update
+        per_validation = self._validating / max(self._validations, 1)
+        left = budget - self.seconds - per_validation * max(self.limits.validations + 1 - self._validations, 1)
+        total = update + int(max(left, 0.0) / per_update)
+        total = max(int(self.runtime.from_first(float(total))), update)
+        if total != self.run.updates:
+            self._note(f"{per_update:.2f} s an update: {total} updates fit the budget of {budget / 60:.0f} min")
+        self.run.updates = total
+
+    def _note(self, message: str) -> None:
+        if self.runtime.rank == 0:
+            self.log.add("note", self.run.update, message=message)
+            self.say(message)
+
+    def _not_finite(self, update: int, ids: list[str]) -> None:
+        self._note(f"update {update}: gradient not finite, step skipped ({', '.join(sorted(set(ids)))})")
+        if self.run.skipped > MAX_SKIPPED:
+            last = checkpoints.updates(self.checkpoints)
+            good = f"last good checkpoint: update {last[-1]}" if last else "no checkpoint yet"
+            raise RunError(
+                f"{self.run.skipped} steps in a row were not finite, last batch {sorted(set(ids))}; {good}: "
+                "lower the learning rate (--set learning_rate=...) or check these cases"
+            )
+
+    def save(self) -> None:
+        """Write a checkpoint of everything (rank 0), gathered over ranks where ranks differ."""
+        tensors: dict[str, Tensor] = {f"modules.{k}": v for k, v in self.method.modules.state_dict().items()}
+        tensors |= {f"averaged.{k}": v for k, v in self.run.averaged.state_dict().items()}
+        for name, optim in self.run.optims.items():
+            tensors |= checkpoints.optimiser_tensors(f"optimiser.{name}", optim.optimiser)
+        for rank, state in enumerate(self.runtime.gather(self.method.state())):
+            tensors |= {f"state.{rank}.{k}": v for k, v in state.items()}
+        if self.runtime.rank == 0:
+            facts = {
+                "world": self.run.world,
+                "batch": self.batch,
+                "seed": self.seed,
+                "updates": self.run.updates,
+                "spent_s": self.seconds,
+                "validating_s": self._validating,
+                "validations": self._validations,
+                "best": self.best,
+                "best_update": self.best_update,
+                "since_best": self.since_best,
+                "run": self.run.scalars(),
+            }
+            checkpoints.save(
+                self.checkpoints, Checkpoint(self.run.update, tensors, facts), best=self.best_update
+            )
+        self.runtime.barrier()
+
+    def _resume(self, found: Checkpoint) -> int:
+        facts = found.facts
+        for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
+            if facts[name] != now:
+                raise RunError(f"{self.folder}: trained with {name} {facts[name]}, now {now}; use the same or a new --name")
+        load_modules(self.method.modules, found.tensors, "modules.")
+        load_modules(self.run.averaged, found.tensors, "averaged.")
+        for name, optim in self.run.optims.items():
+            checkpoints.restore_optimiser(f"optimiser.{name}", optim.optimiser, found.tensors)
+        prefix = f"state.{self.runtime.rank}."
+        self.method.load_state({k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)})
+        self.run.load_scalars(facts["run"])
+        self.run.update = found.update
+        self.run.updates = int(facts["updates"]) if self.limits.updates is None else self.limits.updates
+        self._spent = float(facts["spent_s"])
+        self._since = time.monotonic()
+        self._validating, self._validations = float(facts["validating_s"]), int(facts["validations"])
+        self.best, self.best_update = facts["best"], facts["best_update"]
+        self.since_best = int(facts["since_best"])
+        self.say(f"resuming at update {found.update}")
+        return found.update
+
+
+def load_modules(modules: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Load the tensors under `prefix` into `modules`; names must agree exactly."""
+    modules.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with every tensor on `device`."""
+    from dataclasses import fields
+
+    moved: dict[str, Any] = {}
+    for f in fields(batch):
+        value = getattr(batch, f.name)
+        moved[f.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+    return replace(batch, **moved)
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Turn SIGTERM and the first Ctrl-C into `stop`; the second Ctrl-C stops now. Does nothing off the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

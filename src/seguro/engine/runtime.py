@@ -1,0 +1,147 @@
+"""Ranks, devices and precision: everything that differs between one laptop and many nodes.
+
+Gradients are averaged in `Run.step`, not by wrapping modules: wrapping makes ranks drift apart for several forwards
+before one step, for gradients of gradients and for `autograd.grad`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from seguro.core.errors import ConfigError
+
+Precision = Literal["32", "bf16-mixed", "16-mixed"]
+TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others before it gives up (a validation lies between two meetings)."""
+
+
+class Runtime:
+    """One process's place among all: rank, world, device, precision.
+
+    Started by torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) it joins the group with
+    NCCL on GPUs and gloo on CPUs; otherwise it is alone.
+    """
+
+    def __init__(self, device: str = "auto", precision: Precision = "32") -> None:
+        self.world = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.device = _device(device)
+        self.precision: Precision = precision
+        self._owner = False
+        if self.world > 1 and not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+            self._owner = True
+
+    def close(self) -> None:
+        """Leave the group."""
+        if self._owner and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of forward passes at this precision."""
+        if self.precision == "32":
+            return nullcontext()
+        kind = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device.type, dtype=kind)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean of `x` over ranks."""
+        if self.world == 1:
+            return x
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total / self.world
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the sum of `x` over ranks."""
+        if self.world == 1:
+            return x
+        out = x.detach().clone()
+        dist.all_reduce(out)
+        return out
+
+    def any(self, flag: bool) -> bool:
+        """Return whether `flag` holds on any rank."""
+        if self.world == 1:
+            return flag
+        x = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+        return bool(x)
+
+    def from_first(self, number: float) -> float:
+        """Return rank 0's `number` on every rank."""
+        if self.world == 1:
+            return number
+        x = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.broadcast(x, src=0)
+        return float(x)
+
+    def broadcast(self, modules: nn.Module) -> None:
+        """Give every rank the weights and buffers of rank 0."""
+        if self.world > 1:
+            for tensor in modules.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over ranks; a parameter without gradient everywhere keeps none."""
+        if self.world == 1:
+            return
+        present = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        dist.all_reduce(present, op=dist.ReduceOp.MAX)
+        live = [p for p, here in zip(parameters, present.tolist(), strict=True) if here]
+        if not live:
+            return
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in live])
+        dist.all_reduce(flat)
+        flat /= self.world
+        offset = 0
+        for p in live:
+            p.grad = flat[offset : offset + p.numel()].view_as(p).clone()
+            offset += p.numel()
+
+    def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return every rank's tensors, by rank; names and shapes must agree (values of a batch slot may differ)."""
+        if self.world == 1:
+            return [dict(tensors)]
+        out: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
+        for name in sorted(tensors):
+            parts = [torch.empty_like(tensors[name]) for _ in range(self.world)]
+            dist.all_gather(parts, tensors[name].contiguous())
+            for rank, part in enumerate(parts):
+                out[rank][name] = part
+        return out
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device {name}: not a device ({error}); use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"--device {name}: no CUDA device here; use --device cpu")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    return device
+
+
+def finite(gradients: Iterable[Tensor]) -> bool:
+    """Return whether every element of every gradient is finite."""
+    return all(bool(torch.isfinite(g).all()) for g in gradients)

@@ -1,0 +1,38 @@
+"""Shared by all tests: one thread, a phantom data set, and where the real data lie if they are here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; tests that need it are skipped where it is absent."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real data sets are not on this machine")
+    return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory) -> Path:
+    """An MSD folder: six labelled, two unlabelled and two test volumes of about 12 x 20 x 24 voxels, two classes."""
+    from seguro.data import phantom
+
+    return phantom.write_msd(
+        tmp_path_factory.mktemp("data") / "phantom", n_labelled=6, n_unlabelled=2, n_test=2, seed=3
+    )
+
+
+@pytest.fixture(scope="session")
+def flat_folder(tmp_path_factory) -> Path:
+    """Six labelled pictures."""
+    from seguro.data import phantom
+
+    return phantom.write_png(tmp_path_factory.mktemp("data") / "flat", n_labelled=6, seed=3)

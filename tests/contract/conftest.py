@@ -1,0 +1,76 @@
+"""What the contract tests share: a prepared workspace per dimension, and a method made from its tiny preset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from seguro import api
+from seguro.core.seeds import derive
+from seguro.core.types import Manifest
+from seguro.data.plan import Plan
+from seguro.data.planner import PlanOptions
+from seguro.data.store import Cases, prepare
+from seguro.engine.loop import Limits, Loop
+from seguro.engine.runtime import Runtime
+from seguro.methods import TABLE, get
+from seguro.networks import build
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A prepared data set, ready for any method."""
+
+    workspace: Path
+    manifest: Manifest
+    plan: Plan
+    store: Path
+
+    def cases(self, needs: Any) -> Cases:
+        """What a method with `needs` is given to train on."""
+        train, _ = api.cases_of_fold(self.manifest, self.plan, "0", needs.labels)
+        return Cases(self.store, train, self.plan.classes, hide_labels=needs.labels == "none")
+
+    def method(self, name: str, seed: int = 0) -> Any:
+        """The method `name` from its tiny preset, initialized under `seed`."""
+        kind = get(name)
+        torch.manual_seed(derive(seed, "init"))
+        return kind(kind.Config.model_validate(kind.presets["tiny"]), self.plan, build)
+
+    def loop(self, name: str, folder: Path, *, updates: int, seed: int = 0, batch: int = 2, **more: Any) -> Loop:
+        """A loop over the tiny method in `folder`."""
+        method = self.method(name, seed)
+        limits = Limits(updates=updates, validations=2)
+        return Loop(method, self.cases(method.needs), folder, Runtime("cpu"), limits, batch, seed, **more)
+
+
+def setting(data: Path, out: Path) -> Setting:
+    """Check, plan and prepare `data` into `out`."""
+    workspace, manifest, plan = api.plan(data, out=out, options=PlanOptions(memory_gib=0.01, batch=2))
+    return Setting(workspace, manifest, plan, prepare(workspace, manifest, plan))
+
+
+@pytest.fixture(scope="session")
+def three_d(phantom_folder, tmp_path_factory) -> Setting:
+    return setting(phantom_folder, tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="session")
+def two_d(flat_folder, tmp_path_factory) -> Setting:
+    return setting(flat_folder, tmp_path_factory.mktemp("two"))
+
+
+def rows() -> list[Any]:
+    """Every method in every dimension it works in."""
+    return [pytest.param(name, dims, id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims]
+
+
+@pytest.fixture(params=rows())
+def row(request, three_d, two_d) -> tuple[str, Setting]:
+    """(method name, setting), over every method and dimension."""
+    name, dims = request.param
+    return name, three_d if dims == 3 else two_d

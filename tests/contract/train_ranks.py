@@ -1,0 +1,44 @@
+"""Run under torchrun by test_training: trains METHOD on WORKSPACE for a few updates and saves the weights in OUT."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from seguro import api
+from seguro.core.seeds import derive
+from seguro.data import manifest as manifests
+from seguro.data import planner
+from seguro.data.store import Cases
+from seguro.engine.loop import Limits, Loop
+from seguro.engine.runtime import Runtime
+from seguro.inference.validate import dice_validation
+from seguro.methods import get
+from seguro.networks import build
+
+
+def main(name: str, workspace: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    runtime = Runtime("cpu")
+    manifest = manifests.load(workspace / "check" / "manifest.json")
+    plan = planner.load(workspace / "plan" / "plan.json")
+    store = workspace / "store" / plan.preprocessing_hash
+    kind = get(name)
+    torch.manual_seed(derive(0, "init"))
+    method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
+    train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
+    cases = Cases(store, train, plan.classes, hide_labels=kind.needs.labels == "none")
+    validate = dice_validation(Cases(store, validation, plan.classes), runtime) if kind.needs.segments else None
+    limits = Limits(updates=4, validations=2)
+    loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
+    loop.fit()
+    if runtime.rank == 0:
+        save_file({k: v.contiguous() for k, v in method.modules.state_dict().items()}, out / "final.safetensors")
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
