@@ -31,8 +31,8 @@ EXTRAS = {
 CORE = ("torch", "numpy", "scipy", "nibabel", "pillow", "safetensors", "pydantic", "typer", "rich")
 GIB = 1 << 30
 UPDATE_GFLOP = 1060.0
-"""One update of a 3-D U-Net of width 32 on two 64 x 64 x 64 patches: 708 GFLOP of convolutions, half as much again
-for normalization, activations and data; in units of the time that convolutions take."""
+"""One update of a 3-D U-Net of width 32 on two 64 x 64 x 64 patches: 708 GFLOP of convolutions, and half as much
+again for normalization, activations and data, in units of the time that convolutions take."""
 
 
 def doctor(
@@ -97,6 +97,7 @@ def memory_gib(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float] | None
 
 def probe_folder(folder: Path) -> dict[str, Any]:
     """Return free space, and whether files in `folder` can be replaced atomically; leaves nothing behind."""
+    from seguro.core.errors import RunError
     from seguro.core.files import write_bytes
 
     path = folder / f".seguro-doctor.{os.getpid()}"
@@ -108,6 +109,8 @@ def probe_folder(folder: Path) -> dict[str, Any]:
         reason = None if atomic else "a replaced file is not a new one"
     except OSError as error:
         atomic, reason = False, error.strerror or type(error).__name__
+    except RunError as error:
+        atomic, reason = False, str(error)
     finally:
         if os.access(folder, os.W_OK):
             path.unlink(missing_ok=True)
