@@ -1,0 +1,4 @@
+"""One offline page about a run.
+
+Scores, pictures, curves, and what was done. Imports core only, never torch.
+"""

@@ -1,0 +1,114 @@
+"""Write one offline HTML page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, console, finish
+
+if TYPE_CHECKING:
+    from seguro.core.types import Case, Manifest, ScoreRow, Volume
+    from seguro.report.cases import Readers
+
+SCHEMA = 1
+PAGE, FACTS = "report.html", "report.json"
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run: <dataset>.seguro/runs/<name>.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the page to this file.")] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", help="Which scored set; default test, else the first.")
+    ] = None,
+    caveat: Annotated[
+        list[str] | None, typer.Option("--caveat", help="A sentence for the top of the page; repeatable.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option("--data-root", help="Where the images lie now, after a move.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write one offline HTML page about a run."""
+    screen = console(as_json)
+    if dry_run:
+        screen.print(f"would write {run / 'report' / PAGE}" + (f" and {out}" if out else ""), markup=False)
+        return
+    result = write(run, out=out, scores=scores, caveats=caveat or (), data_root=data_root)
+    screen.print(
+        f"report: {result['report']} ({result['kilobytes']} kB, loads nothing from outside)", markup=False
+    )
+    for line in result["missing"]:
+        screen.print(f"  not there yet: {line}", markup=False)
+    finish(screen, result=result, as_json=as_json, then=_next(result))
+
+
+def write(
+    run: Path,
+    *,
+    out: Path | None = None,
+    scores: str | None = None,
+    caveats: Any = (),
+    data_root: Path | None = None,
+) -> dict[str, Any]:
+    """Write `RUN/report/report.html` and return what was written and the headline, as JSON values.
+
+    The page names durations and machines, which differ when the arrow is run again; so the stage's `outputs`
+    are `report.json`, everything on the page that must not differ, and the page's own hash is recorded, not
+    keyed.
+    """
+    from seguro.core.files import sha256_json, write_json, write_text
+    from seguro.core.stage import Stage, locked
+    from seguro.report.gather import gather, reproducible
+    from seguro.report.page import render
+
+    content = gather(run, _readers(), scored=scores, caveats=tuple(caveats), data_root=data_root)
+    folder = run / "report"
+    with locked(folder):
+        facts = reproducible(content)
+        stage = Stage(
+            folder, "report", reads={"content": sha256_json(facts)}, config={"scores": scores}, schema=SCHEMA
+        )
+        html = render(content)
+        write_text(folder / PAGE, html)
+        write_json(folder / FACTS, facts)
+        stage.finish([folder / FACTS], page=PAGE, bytes=len(html.encode()))
+    if out is not None:
+        write_text(out, html)
+    head = content.headline
+    return {
+        "report": str(out or folder / PAGE),
+        "kilobytes": round(len(html.encode()) / 1000),
+        "dataset": head.dataset,
+        "dice": head.mean,
+        "low": head.low,
+        "high": head.high,
+        "cases": head.n_cases,
+        "caveats": list(content.caveats),
+        "missing": list(content.missing),
+    }
+
+
+def _readers() -> Readers:
+    from seguro.data.formats import read_image, read_label
+    from seguro.evaluation.scores import read_csv
+    from seguro.report.cases import Readers
+
+    def image(case: Case, manifest: Manifest) -> Volume:
+        paths = [Path(manifest.root) / fact.path for fact in case.images]
+        n = len(manifest.channels) if len(paths) == 1 and len(manifest.channels) > 1 else None
+        return read_image(paths, channels=n, spacing=None if case.unit == "mm" else case.spacing)
+
+    def scored(path: Path) -> list[ScoreRow]:
+        return list(read_csv(path))
+
+    return Readers(image=image, label=read_label, scores=scored)
+
+
+def _next(result: dict[str, Any]) -> str | None:
+    if any("evaluate" in line for line in result["missing"]):
+        return "seguro evaluate RUN, then seguro report RUN again"
+    return "seguro compare RUN OTHER_RUN, to see whether another run is better"
