@@ -31,8 +31,8 @@ EXTRAS = {
 CORE = ("torch", "numpy", "scipy", "nibabel", "pillow", "safetensors", "pydantic", "typer", "rich")
 GIB = 1 << 30
 UPDATE_GFLOP = 1060.0
-"""One update of a 3-D U-Net of width 32 on two 64 x 64 x 64 patches: 708 GFLOP of convolutions, and half as much
-again for normalization, activations and data, in units of the time that convolutions take."""
+"""One update of a 3-D U-Net of width 32 on two 64 x 64 x 64 patches: 708 GFLOP of convolutions, and half as
+much again for normalization, activations and data, in units of the time that convolutions take."""
 
 
 def doctor(
