@@ -90,6 +90,9 @@ class Case(Record):
     images: tuple[FileFact, ...]
     """One file with all channels, or one file per channel in the manifest's channel order."""
     label: FileFact | None = None
+    """The label map; with one mask file per class, the first of them."""
+    masks: tuple[FileFact | None, ...] = ()
+    """Files of binary masks where the data set keeps classes apart; None: not annotated. See data/manifest.py."""
     annotated: tuple[str, ...] = ()
     """Foreground classes that were looked for in this case; others are unknown, never background."""
     shape: Three
@@ -103,8 +106,11 @@ class Case(Record):
         """Content hash over image and label files, in order."""
         from seguro.core.files import sha256_json
 
-        return sha256_json([[f.sha256 for f in self.images], self.label.sha256 if self.label else None,
-                            list(self.annotated), self.spacing])
+        masks = [f.sha256 if f else None for f in self.masks]
+        label = self.label.sha256 if self.label else None
+        return sha256_json(
+            [[f.sha256 for f in self.images], label, masks, list(self.annotated), self.spacing]
+        )
 
 
 class Excluded(Record):
@@ -127,6 +133,8 @@ class Manifest(Record):
     classes: Classes | None
     """None when no case has a label."""
     cases: tuple[Case, ...]
+    repair: Literal["nan=min"] | None = None
+    """NaN and infinite voxels while reading: refused, or replaced by the smallest finite value."""
     excluded: tuple[Excluded, ...] = ()
     warnings: tuple[str, ...] = ()
 

@@ -143,8 +143,10 @@ def compare_grids(path: Path, label: Grid, image: Grid) -> str | None:
         GeometryError: the shapes differ, or the grids are half a voxel or more apart; both are shown.
     """
     if label.shape != image.shape:
+        factor = {a / b for a, b in zip(label.shape, image.shape, strict=True) if a != 1 or b != 1}
+        times = f" ({factor.pop():g} times as large)" if len(factor) == 1 else ""
         raise GeometryError(
-            f"{path}: label of shape {label.shape} (z, y, x) for an image of shape {image.shape}; "
+            f"{path}: label of shape {label.shape}{times} for an image of shape {image.shape}, (z, y, x); "
             "they must match voxel by voxel: export the label on the image's grid"
         )
     apart = geometry.same_grid(label, image)

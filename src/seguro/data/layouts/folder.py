@@ -1,0 +1,212 @@
+"""Plain folders: images beside labels in folders of their own, one folder per mask class, or all in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from seguro.core.errors import DataError
+from seguro.core.types import Split
+from seguro.data.formats import raster, split_name
+from seguro.data.layouts.listing import Findings, Found, Listing, files, refuse_repeats, some
+
+IMAGE_FOLDERS = ("imagesTr", "images", "image", "imgs", "img", "scans", "ct", "mr", "mri", "data")
+LABEL_FOLDERS = (
+    *("labelsTr", "labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg"),
+    *("annotations", "manual", "gt", "groundtruth", "ground_truth"),
+)
+EXTRA: tuple[tuple[str, str, Split], ...] = (
+    ("imagesTs", "labelsTs", "test"),
+    ("imagesUn", "", "unlabelled"),
+    ("unlabelled", "", "unlabelled"),
+    ("unlabeled", "", "unlabelled"),
+)
+_LABEL_WORD = re.compile(r"seg|mask|label|manual|truth|gt|annot|lesion|vessel|^\d(st|nd|rd|th)", re.I)
+_OBSERVER = re.compile(r"^(\d(st|nd|rd|th)|rater|reader|observer|expert)", re.I)
+_FILLER = re.compile(r"seg(mentation)?s?|masks?|labels?|manual|groundtruth|truth|gt|annot\w*|[\W_]+", re.I)
+
+
+def list_folder(root: Path) -> Listing:
+    """Return the cases of a folder without description.
+
+    Known are: an image folder (`images`, `imagesTr`, `ct`, ...) beside label folders with files of the same stem, or
+    stem + suffix such as `_seg`; several such folders hold one mask class each; the same below site folders; or images
+    and labels side by side in one folder, told apart by the suffix.
+
+    Raises:
+        DataError: nothing that looks like this; the message says what was found and what is expected.
+    """
+    findings = Findings()
+    subfolders = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
+    image_folder = next((f for f in IMAGE_FOLDERS if f in subfolders and files(root, f)), None)
+    if image_folder is not None:
+        found, masks = _pair_folders(root, image_folder, subfolders, "", findings)
+    elif sites := [s for s in subfolders if any(files(root, f"{s}/{f}") for f in IMAGE_FOLDERS)]:
+        found, masks = _sites(root, sites, findings)
+    elif files(root, "."):
+        found, masks = _side_by_side(root, findings)
+    else:
+        raise DataError(_unknown(root, subfolders))
+    refuse_repeats(found, root)
+    suffixes = Counter(split_name(case.images[0])[1] for case in found)
+    is_raster = suffixes.most_common(1)[0][0] in raster.SUFFIXES
+    return Listing(
+        root=root,
+        layout="raster" if is_raster else "folder",
+        found=tuple(found),
+        masks=masks,
+        errors=tuple(findings.errors),
+        warnings=tuple(findings.warnings),
+    )
+
+
+def _unknown(root: Path, subfolders: list[str]) -> str:
+    seen = f"subfolders {some(subfolders)}" if subfolders else "no subfolders"
+    kinds = Counter(p.suffix or p.name for p in root.iterdir() if p.is_file())
+    listed = ", ".join(f"{n} {k}" for k, n in kinds.most_common(5)) or "no files"
+    return (
+        f"{root}: no images found ({seen}; {listed}). Expected is one of: dataset.json with imagesTr and labelsTr "
+        "(Decathlon or nnU-Net); images/ and labels/ with the same file names; or scan.nii.gz beside scan_seg.nii.gz. "
+        "Files may be .nii, .nii.gz, .png, .jpg or .tif"
+    )
+
+
+def _pair_folders(
+    root: Path,
+    image_folder: str,
+    subfolders: list[str],
+    prefix: str,
+    findings: Findings,
+    site: str | None = None,
+) -> tuple[list[Found], tuple[str, ...]]:
+    """Return the cases of an image folder and its sibling label folders, and the mask classes if there are several."""
+    base = f"{prefix}/" if prefix else ""
+    images = files(root, base + image_folder)
+    special = {f for part in EXTRA for f in part[:2] if f} | {image_folder}
+    named = [f for f in LABEL_FOLDERS if f in subfolders]
+    others = [f for f in subfolders if f not in special and f not in named]
+    matching = [f for f in others if _match(set(images), files(root, base + f), Findings(), f)]
+    folders = named or matching
+    maps = {f: _match(set(images), files(root, base + f), findings, f) for f in folders}
+    masks = tuple(folders) if len(folders) > 1 else ()
+    found, bare = [], []
+    for stem, path in images.items():
+        labels = tuple(maps[f].get(stem) for f in folders)
+        if any(labels):
+            found.append(Found(stem, (path,), labels, "train", site))
+        else:
+            bare.append(stem)
+            found.append(Found(stem, (path,), (), "unlabelled", site))
+    if bare:
+        findings.warn(
+            "pair",
+            "",
+            f"{len(bare)} of {len(images)} images have no label and are used as unlabelled: {some(bare)}",
+        )
+    for image_part, label_part, split in EXTRA:
+        extra = files(root, base + image_part)
+        labels_of = (
+            _match(set(extra), files(root, base + label_part), findings, label_part) if label_part else {}
+        )
+        found += [
+            Found(s, (p,), (labels_of[s],) if s in labels_of else (), split, site) for s, p in extra.items()
+        ]
+    return found, masks
+
+
+def _match(stems: set[str], labels: dict[str, Path], findings: Findings, folder: str) -> dict[str, Path]:
+    """Return label files by image stem: equal stems, or the stem and a suffix; what fits no image is an error."""
+    out: dict[str, Path] = {}
+    lost: list[tuple[str, Path]] = []
+    tails = Counter(s.split("_", 1)[-1] for s in stems)
+    for stem, path in labels.items():
+        owner = stem if stem in stems else _owner(stem, stems)
+        if owner is None and tails.get(stem) == 1:  # G_2023.png has the label 2023.png
+            owner = next(s for s in stems if s.split("_", 1)[-1] == stem)
+        if owner is None:
+            lost.append((stem, path))
+        elif owner in out:
+            findings.error(
+                "pair", owner, f"{out[owner]} and {path} are both labels of this image; remove one"
+            )
+        else:
+            out[owner] = path
+    for stem, path in lost:
+        findings.error(
+            "pair", stem, f"{path} is a label without image; add the image or remove {folder}/{path.name}"
+        )
+    return out
+
+
+def _owner(stem: str, stems: set[str]) -> str | None:
+    """Return the longest image stem that `stem` begins with, up to a separator."""
+    for match in reversed(list(re.finditer(r"[_\-.]", stem))):
+        if stem[: match.start()] in stems:
+            return stem[: match.start()]
+    return None
+
+
+def _sites(root: Path, sites: list[str], findings: Findings) -> tuple[list[Found], tuple[str, ...]]:
+    """Return the cases below one folder per site; stems that occur at several sites get the site as prefix."""
+    parts: list[Found] = []
+    kinds: set[tuple[str, ...]] = set()
+    for site in sites:
+        subfolders = sorted(e.name for e in os.scandir(root / site) if e.is_dir())
+        image_folder = next(f for f in IMAGE_FOLDERS if files(root, f"{site}/{f}"))
+        found, masks = _pair_folders(root, image_folder, subfolders, site, findings, site)
+        parts += found
+        kinds.add(masks)
+    if len(kinds) > 1:
+        raise DataError(
+            f"{root}: the sites have other mask folders ({sorted(kinds)}); give all sites the same folders"
+        )
+    repeated = {i for i, n in Counter(c.id for c in parts).items() if n > 1}
+    renamed = [
+        Found(f"{c.site}_{c.id}" if c.id in repeated else c.id, c.images, c.labels, c.split, c.site)
+        for c in parts
+    ]
+    return renamed, kinds.pop()
+
+
+def _side_by_side(root: Path, findings: Findings) -> tuple[list[Found], tuple[str, ...]]:
+    """Return the cases of one folder that holds both images and labels, named `scan` and `scan_seg`."""
+    all_files = files(root, ".")
+    owners: dict[str, tuple[str, str]] = {}
+    for stem in all_files:
+        owner = _owner(stem, set(all_files) - {stem})
+        if owner and _LABEL_WORD.search(stem[len(owner) + 1 :]):
+            owners[stem] = (owner, stem[len(owner) + 1 :])
+    images = [s for s in all_files if s not in owners]
+    kinds = sorted({kind for _, kind in owners.values()})
+    observers = [k for k in kinds if _OBSERVER.match(k)]
+    if observers and len(observers) == len(kinds) > 1:
+        findings.warn(
+            "pair", "", f"labels of {len(kinds)} observers ({', '.join(kinds)}): {kinds[0]} is used"
+        )
+        kinds = kinds[:1]
+    masks = tuple(dict.fromkeys(class_name(k) for k in kinds)) if len(kinds) > 1 else ()
+    if masks and len(masks) != len(kinds):
+        masks = tuple(kinds)
+    found, bare = [], []
+    for stem in images:
+        mine = {kind: all_files[label] for label, (owner, kind) in owners.items() if owner == stem}
+        labels = tuple(mine.get(k) for k in kinds)
+        if any(labels):
+            found.append(Found(stem, (all_files[stem],), labels, "train"))
+        else:
+            bare.append(stem)
+            found.append(Found(stem, (all_files[stem],), (), "unlabelled"))
+    if bare:
+        findings.warn(
+            "pair",
+            "",
+            f"{len(bare)} of {len(images)} images have no label and are used as unlabelled: {some(bare)}",
+        )
+    return found, masks
+
+
+def class_name(kind: str) -> str:
+    """Return what a label suffix says of the class: "gmseg_manual" is "gm", "seg-manual" is "foreground"."""
+    return _FILLER.sub("", kind) or "foreground"

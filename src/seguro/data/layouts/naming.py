@@ -1,0 +1,112 @@
+"""What names tell: patients and sites from case ids, left and right from class names, and tables that say so."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from seguro.core.errors import DataError
+from seguro.core.files import MAX_JSON_BYTES, read_checked, read_json
+
+PATIENTS_FILE = "patients.csv"
+ANNOTATED_FILE = "annotated.json"
+
+_PATIENT = (
+    re.compile(r"^(patient\d+)_frame\d+$", re.I),  # ACDC: two phases of one heart
+    re.compile(r"^(vol\d+)_", re.I),  # slices of a volume
+    re.compile(r"^(image_\d+)[LR]$", re.I),  # CHASE: two eyes
+)
+_SITE = re.compile(r"^(site[^_]+)_", re.I)
+_SIDES = (("left", "right"), ("lh", "rh"), ("l", "r"))
+
+
+@dataclass(frozen=True)
+class Person:
+    """Patient and site of a case."""
+
+    patient: str
+    site: str
+
+
+def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
+    """Return patient and site of a case: from the table, else from its name, else the case itself at site1.
+
+    Example:
+        >>> person("patient007_frame01", None, {})
+        Person(patient='patient007', site='site1')
+    """
+    prefix = _SITE.match(case)
+    named = site or (prefix.group(1) if prefix else "site1")
+    if case in table:
+        entry = table[case]
+        return Person(entry.patient, entry.site or named)
+    for pattern in _PATIENT:
+        if match := pattern.match(case):
+            return Person(match.group(1), named)
+    return Person(case, named)
+
+
+def read_patients(path: Path) -> dict[str, Person]:
+    """Return patient and site by case id from a CSV file with the columns id, patient and (if wanted) site.
+
+    Raises:
+        DataError: unreadable, other columns, an id twice, or an empty cell.
+    """
+    try:
+        text = read_checked(path, limit=MAX_JSON_BYTES).data.decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file in UTF-8 ({error})") from error
+    columns = set(rows[0]) if rows else set()
+    if not {"id", "patient"} <= columns:
+        raise DataError(
+            f"{path}: columns {sorted(str(c) for c in columns)}, expected id,patient and perhaps site"
+        )
+    out: dict[str, Person] = {}
+    for number, row in enumerate(rows, start=2):
+        case, patient = (row["id"] or "").strip(), (row["patient"] or "").strip()
+        if not case or not patient:
+            raise DataError(f"{path}: line {number} has an empty id or patient")
+        if case in out:
+            raise DataError(f"{path}: line {number} names case {case!r} a second time")
+        out[case] = Person(patient, (row.get("site") or "").strip())
+    return out
+
+
+def read_annotated(path: Path, names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Return the annotated foreground classes by case id, in class order.
+
+    Raises:
+        DataError: not an object of lists, or a class that the task does not have.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(v, list) for v in content.values()):
+        raise DataError(f'{path}: expected an object such as {{"case_01": ["liver"]}}')
+    for case, listed in content.items():
+        unknown = sorted({str(n) for n in listed} - set(names))
+        if unknown:
+            raise DataError(
+                f"{path}: case {case!r} names unknown classes {unknown}; the task has {list(names)}"
+            )
+    return {case: tuple(n for n in names if n in listed) for case, listed in content.items()}
+
+
+def lateral_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return the (left, right) pairs among class names: equal but for the words left and right, lh and rh, l and r.
+
+    Example:
+        >>> lateral_pairs(("liver", "right kidney", "left kidney"))
+        (('left kidney', 'right kidney'),)
+    """
+    words = {name: re.split(r"[\s_\-.]+", name.lower()) for name in names}
+    pairs = []
+    for left, right in _SIDES:
+        for a in names:
+            if left not in words[a]:
+                continue
+            swapped = [right if w == left else w for w in words[a]]
+            pairs += [(a, b) for b in names if words[b] == swapped]
+    return tuple(pairs)
