@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,22 +52,23 @@ def write(
     *,
     out: Path | None = None,
     scores: str | None = None,
-    caveats: Any = (),
+    caveats: Sequence[str] = (),
     data_root: Path | None = None,
 ) -> dict[str, Any]:
     """Write `RUN/report/report.html` and return what was written and the headline, as JSON values.
 
-    The page names durations and machines, which differ when the arrow is run again; so the stage's `outputs`
-    are `report.json`, everything on the page that must not differ, and the page's own hash is recorded, not
-    keyed.
+    The page names durations and machines, which differ when the arrow is run again. So the stage's `outputs`
+    are `report.json`: everything on the page that must not differ. The page itself is only recorded.
+    Without `caveats` those of the last report on this run stay.
     """
     from seguro.core.files import sha256_json, write_json, write_text
     from seguro.core.stage import Stage, locked
     from seguro.report.gather import gather, reproducible
     from seguro.report.page import render
 
-    content = gather(run, _readers(), scored=scores, caveats=tuple(caveats), data_root=data_root)
     folder = run / "report"
+    caveats = tuple(caveats) or _earlier_caveats(folder)
+    content = gather(run, _readers(), scored=scores, caveats=caveats, data_root=data_root)
     with locked(folder):
         facts = reproducible(content)
         stage = Stage(
@@ -90,6 +92,14 @@ def write(
         "caveats": list(content.caveats),
         "missing": list(content.missing),
     }
+
+
+def _earlier_caveats(folder: Path) -> tuple[str, ...]:
+    from seguro.core.files import read_json
+    from seguro.core.stage import STAGE_FILE
+
+    path = folder / STAGE_FILE
+    return tuple(read_json(path)["config"].get("caveats", ())) if path.exists() else ()
 
 
 def _readers() -> Readers:

@@ -35,7 +35,8 @@ _ABSOLUTE = re.compile(
 def scrub(text: str, roots: Sequence[str] = ()) -> str:
     """Return `text` without the folders of absolute paths, of which only the last part stays.
 
-    `roots` are folders that are known, blanks in them and all. Case ids, file names and relative paths stay: they are what a reader needs to find the case again.
+    `roots` are folders that are known, blanks in them and all. Case ids, file names and relative paths stay:
+    they are what a reader needs to find the case again.
     """
     for root in sorted({r.rstrip("/\\") for r in roots}, key=len, reverse=True):
         if len(root) > 1:
@@ -68,7 +69,7 @@ def gather(
     workspace = run.resolve().parent.parent
     manifest = _manifest(workspace, data_root)
     roots = [str(workspace.parent), str(run), *([manifest.root] if manifest else [])]
-    sets = _sets(run / "scores", "scores.csv")
+    sets = _scored(run)
     name = _pick(sets, scored, run)
     folder = sets.get(name)
     rows = list(readers.scores(folder / "scores.csv")) if folder else []
@@ -189,6 +190,15 @@ def _sets(folder: Path, file: str) -> dict[str, Path]:
     found = {p.parent.name: p.parent for p in sorted(folder.glob(f"*/{file}"))}
     if (folder / file).is_file():
         found[""] = folder
+    return found
+
+
+def _scored(run: Path) -> dict[str, Path]:
+    """Folders with scores by the name of their set: below scores/ or beside their predictions."""
+    found = _sets(run / "scores", "scores.csv")
+    for path in sorted((run / "predictions").glob("**/scores/scores.csv")):
+        name = path.parent.parent.name if path.parent.parent != run / "predictions" else ""
+        found.setdefault(name, path.parent)
     return found
 
 

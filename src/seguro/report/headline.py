@@ -92,7 +92,7 @@ def found_caveats(
     edited: bool,
 ) -> list[str]:
     """Return what a reader must know before the numbers, one sentence each, worst first."""
-    out = [f"Budget: {n}" for n in notes if "budget" in n.lower()]
+    out = [f"{n[:1].upper()}{n[1:]}." for n in notes if "budget" in n.lower() and "stopped" in n.lower()]
     if trained and "train" not in {s.name for s in stages}:
         out.append("Training has not finished; these are numbers on the way.")
     unpredicted = {r.case for r in rows if r.note == "no prediction"}

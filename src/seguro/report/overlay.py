@@ -121,8 +121,8 @@ def disagreement(
 def worst_slices(wrong: NDArray[np.bool_], agreed: NDArray[np.bool_], axis: int, most: int = 3) -> list[int]:
     """Return up to `most` slice numbers along `axis` that show most of the error, in rising order.
 
-    A slice counts its wrong voxels, fourfold as far as there are agreed ones too: a slice that only grazes one
-    of the two says little. Ties go to the lower slice; with nothing wrong, the middle.
+    A slice counts its wrong voxels, fourfold as far as there are agreed ones too: a slice that only
+    grazes one of the two says little. Ties go to the lower slice; with nothing wrong, the middle.
 
     Args:
         wrong: (Z, Y, X) from `disagreement`.
@@ -180,7 +180,8 @@ def overlay(
     scale = _LONG_SIDE / max(high, wide)
     size = max(round(wide * scale), 1), max(round(high * scale), 1)
     span = max(window[1] - window[0], 1e-12)
-    shades = np.clip((np.nan_to_num(gray.astype(np.float32)) - window[0]) / span, 0, 1) * 255
+    gray = np.clip(np.nan_to_num(gray.astype(np.float32), posinf=window[1], neginf=window[0]), *window)
+    shades = (gray - window[0]) / span * 255
     canvas = np.asarray(_resize(shades, size, Image.Resampling.BICUBIC))[..., None].repeat(3, axis=2)
     canvas = np.clip(canvas, 0, 255)
     for values in groups:

@@ -24,13 +24,14 @@ METRICS = {
     "hd95": "Hausdorff distance, 95 %",
     "assd": "Mean surface distance",
     "nsd": "Surface Dice (NSD)",
-    "volume_error": "Volume error",
+    "volume_error_ml": "Volume error (ml)",
+    "volume_error_rel": "Relative volume error",
     "ece": "Calibration error (ECE)",
 }
 """Names for people; a metric that is not listed is shown under its own name."""
 DISTANCES = ("hd", "hd95", "assd")
 SHARES = ("dice", "iou", "precision", "recall", "nsd", "ece")
-FIRST = ("dice", "hd95", "assd", "nsd", "volume_error")
+FIRST = ("dice", "hd95", "assd", "nsd", "volume_error_ml")
 """Metrics that stand in the table at once; the others open on a click."""
 
 
