@@ -146,8 +146,10 @@ def summary_row(rows, cls, site, metric):
     values = [r.value for r in rows]
     mean, sd = float(np.mean(values)), float(np.std(values))
     return {
-        "class": cls, "site": site, "metric": metric, "n_cases": len({r.case for r in rows}), "n_patients": 6,
-        "mean": mean, "sd": sd, "median": float(np.median(values)), "low": mean - sd / 3, "high": mean + sd / 3,
+        "class": cls, "site": site, "metric": metric, "n_patients": 6,
+        "n_cases": len({r.case for r in rows}),
+        "mean": mean, "sd": sd, "low": mean - sd / 3, "high": mean + sd / 3,
+        "median": float(np.median(values)),
         "failures": sum(r.note == "missed" for r in rows), "both_empty": 0, "not_annotated": 0,
     }  # fmt: skip
 

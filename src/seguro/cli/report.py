@@ -71,9 +71,8 @@ def write(
     content = gather(run, _readers(), scored=scores, caveats=caveats, data_root=data_root)
     with locked(folder):
         facts = reproducible(content)
-        stage = Stage(
-            folder, "report", reads={"content": sha256_json(facts)}, config={"scores": scores}, schema=SCHEMA
-        )
+        config = {"scores": scores, "caveats": caveats}
+        stage = Stage(folder, "report", reads={"content": sha256_json(facts)}, config=config, schema=SCHEMA)
         html = render(content)
         write_text(folder / PAGE, html)
         write_json(folder / FACTS, facts)

@@ -124,7 +124,7 @@ def strip(
     """
     values = [d.value for _, dots in groups for d in dots]
     low, high = limits or (min(0.0, *values, 0.0), max([*values, 1e-9]) * 1.04)
-    left = 14 + 6.6 * min(max((len(name) for name, _ in groups), default=4), _LONGEST_LABEL)
+    left = 24 + 7.2 * min(max((len(name) for name, _ in groups), default=4), _LONGEST_LABEL)
     right, top, bottom = 14.0, 6.0, 40.0
     height = top + _ROW * len(groups) + bottom
     span = WIDTH - left - right

@@ -101,6 +101,7 @@ def gather(
     return ReportContent(
         headline=head,
         unit=unit,
+        tolerance_mm=summary.get("tolerance_mm"),
         caveats=tuple(dict.fromkeys([*caveats, *found])),
         scores=tuple(s for s in lines if s.site == "all"),
         site_scores=tuple(s for s in lines if s.site != "all"),

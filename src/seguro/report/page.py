@@ -154,6 +154,8 @@ class ReportContent:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What the training log noted, in order."""
+    tolerance_mm: float | None = None
+    """Of the surface Dice."""
     commands: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     """Parts of the arrow that have not run or left no file."""
