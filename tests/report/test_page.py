@@ -13,8 +13,9 @@ import pytest
 
 from seguro.core.errors import DataError
 from seguro.report.cases import case_means, choose
-from seguro.report.gather import gather, reproducible, scrub
+from seguro.report.gather import gather, reproducible
 from seguro.report.page import Headline, ReportContent, Score, duration, millilitres, render, title, value
+from seguro.report.privacy import scrub
 
 MB = 1 << 20
 

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,13 @@ from seguro.report.cases import Readers, show
 from seguro.report.figures import Dot, Series, thin
 from seguro.report.headline import found_caveats, headline, plural
 from seguro.report.page import Distribution, Headline, Reason, ReportContent, Score, Shown, StageFact, base
+from seguro.report.privacy import scrub
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
 """Names under which a summary may carry the mean over classes."""
 FAILURES = ("missed", "no prediction", "false alarm")
 _LOG_LIMIT = 1 << 30
 _CONFIG_CHARACTERS = 60_000
-_ABSOLUTE = re.compile(
-    r"(?<![\w.…])(?:file://)?(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"<>:,;()\[\]{}]+[/\\])+([^\s/\\'\"<>:,;()\[\]{}]*)"
-)
-
-
-def scrub(text: str, roots: Sequence[str] = ()) -> str:
-    """Return `text` without the folders of absolute paths, of which only the last part stays.
-
-    `roots` are folders that are known, blanks in them and all. Case ids, file names and relative paths stay:
-    they are what a reader needs to find the case again.
-    """
-    for root in sorted({r.rstrip("/\\") for r in roots}, key=len, reverse=True):
-        if len(root) > 1:
-            text = text.replace(root, "…")
-    return _ABSOLUTE.sub(lambda m: f"…/{m.group(1)}", text)
 
 
 def gather(
@@ -165,9 +150,9 @@ def _text(path: Path) -> str:
 
 def _config(text: str) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError:
-        return {}  # the page shows the text itself; only the headline goes without
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:  # the page shows the text itself; only the headline goes without
+        return {}
     return value if isinstance(value, dict) else {}
 
 
@@ -369,12 +354,11 @@ def _warnings(
 def _missing(
     workspace: Path, run: Path, predicted: bool, scored: bool, checked: bool, planned: bool, logged: bool
 ) -> tuple[str, ...]:
-    trained = (run / "stage.json").is_file()
     parts = {
         "The manifest (seguro check): no pictures and no list of what was excluded.": checked,
         "The plan (seguro plan).": planned,
         "The training log.": logged,
-        "A finished training (seguro train).": trained,
+        "A finished training (seguro train).": (run / "stage.json").is_file(),
         "Predictions (seguro predict).": predicted,
         "Scores (seguro evaluate).": scored,
     }
