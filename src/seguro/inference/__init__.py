@@ -1,1 +1,1 @@
-"""Prediction: a network driven over a volume slab by slab, and its scores brought back to the file's own grid."""
+"""Prediction: networks driven slab by slab, their scores brought back to the file's own grid."""

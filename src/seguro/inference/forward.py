@@ -68,7 +68,7 @@ class Forward:
 
     def _once(self, x: Tensor) -> Tensor:
         with self.autocast():
-            logits = self.predictor(x)
+            logits: Tensor = self.predictor(x)
         return logits.float()
 
 

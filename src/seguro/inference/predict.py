@@ -1,7 +1,334 @@
-"""Prediction of files."""
+"""Prediction of files: case by case, resumable, each output in the geometry and type of its input."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seguro.core.errors import ConfigError, DataError, RunError
+from seguro.core.files import sha256_file, sha256_json, write_json, write_text
+from seguro.core.stage import Stage, locked
+from seguro.core.types import ThreeF, Volume, Warnings
+from seguro.data.formats import write_label, write_scores
+from seguro.engine.model import load_model
+from seguro.engine.runtime import Precision, Runtime
+from seguro.inference import novelty
+from seguro.inference.decision import file_values, voxels
+from seguro.inference.ensemble import Ensemble, along, empty_label
+from seguro.inference.inputs import Item, from_paths
+from seguro.inference.record import Predicted, load, plain, volumes_csv
 from seguro.inference.tiling import planned_slabs
 
-__all__ = ["planned_slabs"]
+__all__ = ["CaseProgress", "Predicted", "PredictionReport", "planned_slabs", "predict"]
+
+SCHEMA = 1
+RECORDS = ".cases"
+"""Folder of one JSON file per finished case, from which a stopped command goes on."""
+
+
+@dataclass(frozen=True)
+class CaseProgress:
+    """Where a prediction stands."""
+
+    done: int
+    total: int
+    case: str
+    fraction: float
+    """Of the current case."""
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What `predict` did."""
+
+    out: Path
+    cases: tuple[Predicted, ...]
+    failed: Mapping[str, str]
+    """Case id -> why it could not be predicted."""
+    reused: tuple[str, ...]
+    """Cases that were there already, made from the same input with the same models and options."""
+    outputs: Mapping[str, str]
+    """Path relative to `out` -> SHA-256."""
+    warnings: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 2 when a case failed."""
+        return DataError.exit_code if self.failed else 0
+
+
+def predict(
+    models: Sequence[Path],
+    inputs: Path | Sequence[Path] | Sequence[Item],
+    out: Path,
+    *,
+    device: str = "cpu",
+    precision: Precision = "32",
+    flips: bool = False,
+    overlap: float | None = None,
+    probabilities: bool = False,
+    batch: int | None = None,
+    threads: int | None = None,
+    spacing: ThreeF | None = None,
+    progress: Callable[[CaseProgress], None] | None = None,
+    warnings: Warnings | None = None,
+) -> PredictionReport:
+    """Segment images with one model or several and write labels, volumes and a list of what was done.
+
+    A case that cannot be used is listed with the reason while the others go on. Finished cases are recorded one by
+    one, and the same command goes on where it was stopped. One image is in memory at a time, and its scores never as
+    a whole (except with `probabilities`, which are written as one file).
+
+    Args:
+        models: run or model folders; several are an ensemble whose probabilities are averaged.
+        inputs: a file, files, a folder of images, or items.
+        out: where to write; never the folder of the inputs.
+        device: auto, cpu, cuda, cuda:N.
+        precision: of the forward passes.
+        flips: average over the mirrored axes that the plan allows.
+        overlap: of windows, instead of the model's own.
+        probabilities: also write `probabilities/<id>` (float32, one per class).
+        batch: windows or slices per call.
+        threads: CPU threads of torch; its own default when not given.
+        spacing: (z, y, x) for files that state none.
+        progress: told where the work stands.
+        warnings: collects notes for the end of the command.
+
+    Raises:
+        ConfigError: models that do not go together, or an output folder inside the inputs.
+        DataError: no usable model, or nothing to predict.
+        RunError: another process works in `out`, the disk is full, the device's memory too small.
+    """
+    warnings = Warnings() if warnings is None else warnings
+    if threads is not None:
+        torch.set_num_threads(threads)
+    runtime = Runtime(device, precision)
+    ensemble = Ensemble(
+        [load_model(path, runtime.device) for path in models],
+        device=runtime.device,
+        flips=flips,
+        overlap=overlap,
+        batch=batch,
+        autocast=runtime.autocast,
+    )
+    items = _items(inputs, len(ensemble.channels), spacing, warnings)
+    _refuse_inside(inputs, items, out)
+    options = {
+        "flips": flips,
+        "overlap": overlap,
+        "batch": batch,
+        "precision": precision,
+        "device": runtime.device.type,
+        "probabilities": probabilities,
+    }
+    with locked(out):
+        return _Job(ensemble, out, options, warnings, progress).run(items)
+
+
+def _items(
+    inputs: Path | Sequence[Path] | Sequence[Item], channels: int, spacing: ThreeF | None, warnings: Warnings
+) -> list[Item]:
+    if not isinstance(inputs, Path) and inputs and all(isinstance(i, Item) for i in inputs):
+        return list(cast(Sequence[Item], inputs))
+    paths = cast("Path | Sequence[Path]", inputs)
+    return from_paths(paths, channels=channels, spacing=spacing, warnings=warnings)
+
+
+def _refuse_inside(inputs: Any, items: Sequence[Item], out: Path) -> None:
+    """Refuse an output folder that is, or lies in, a folder of inputs."""
+    target = out.resolve()
+    given = [inputs] if isinstance(inputs, Path) else [p for p in inputs if isinstance(p, Path)]
+    folders = {p.resolve() for p in given if p.is_dir()}
+    if any(target.is_relative_to(f) for f in folders) or any(
+        target == f.parent.resolve() for i in items for f in i.files
+    ):
+        raise ConfigError(
+            f"{out} is or lies in a folder of input images, which is never written to; choose another --out"
+        )
+
+
+class _Job:
+    """One call of `predict`: what is the same for all its cases."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        out: Path,
+        options: Mapping[str, Any],
+        warnings: Warnings,
+        progress: Callable[[CaseProgress], None] | None,
+    ) -> None:
+        self.ensemble = ensemble
+        self.out = out
+        self.options = options
+        self.warnings = warnings
+        self.progress = progress
+        self.models = [m.sha256 for m in ensemble.models]
+
+    def run(self, items: Sequence[Item]) -> PredictionReport:
+        done: list[Predicted] = []
+        failed: dict[str, str] = {}
+        reused: list[str] = []
+        for index, item in enumerate(items):
+            tell = self._teller(index, len(items), item.id)
+            tell(0.0)
+            try:
+                case = self._finished(item)
+                if case is None:
+                    case = self._predict(item, tell)
+                else:
+                    reused.append(item.id)
+                done.append(case)
+            except DataError as error:
+                failed[item.id] = self._reason(item, error)
+                self._forget(item)
+            tell(1.0)
+        outputs = self._write(items, done, failed)
+        return PredictionReport(
+            self.out, tuple(done), failed, tuple(reused), outputs, tuple(self.warnings.lines())
+        )
+
+    def _teller(self, index: int, total: int, case: str) -> Callable[[float], None]:
+        def tell(fraction: float) -> None:
+            if self.progress:
+                self.progress(CaseProgress(index, total, case, fraction))
+
+        return tell
+
+    def _key(self, item: Item, inputs: Sequence[str]) -> str:
+        return sha256_json(
+            {
+                "inputs": list(inputs),
+                "read": dict(item.options),
+                "models": self.models,
+                "options": dict(self.options),
+                "schema": SCHEMA,
+            }
+        )
+
+    def _record(self, item: Item) -> Path:
+        return self.out / RECORDS / f"{sha256_json(item.id)[:16]}.json"
+
+    def _finished(self, item: Item) -> Predicted | None:
+        """Return the case if it was predicted here from the same input in the same way and its files are intact."""
+        case = load(self._record(item))
+        if case is None or case.id != item.id:
+            return None
+        try:
+            same = case.key == self._key(item, [sha256_file(f) for f in item.files])
+            same = same and all(sha256_file(self.out / name) == digest for name, digest in case.files.items())
+        except OSError:
+            return None
+        return case if same else None
+
+    def _predict(self, item: Item, tell: Callable[[float], None]) -> Predicted:
+        start = time.monotonic()
+        _refuse_unsafe(item.id)
+        volume = item.read()
+        label, p = self._segment(volume, tell)
+        files: dict[str, str] = {}
+        suffix = volume.source.suffix
+        targets = [write_label(self.out / f"{item.id}{suffix}", label, volume.source)]
+        if p is not None:
+            ending = suffix if volume.source.kind == "nifti" else ".npy"
+            targets.append(write_scores(self.out / "probabilities" / f"{item.id}{ending}", p, volume.source))
+        for path in targets:
+            files[path.relative_to(self.out).as_posix()] = sha256_file(path)
+        count = voxels(label, self.ensemble.classes)
+        ml = None if volume.grid.unit == "px" else {n: c * volume.grid.voxel_ml for n, c in count.items()}
+        case = Predicted(
+            item.id, self._key(item, volume.sha256), volume.sha256, files, count, ml,
+            self._flags(volume, ml), volume.notes, round(time.monotonic() - start, 2),
+        )  # fmt: skip
+        write_json(self._record(item), plain(case))
+        return case
+
+    def _segment(
+        self, volume: Volume, tell: Callable[[float], None]
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
+        """Return the label (Z, Y, X) and, if wanted, the probabilities (classes, Z, Y, X), native and canonical."""
+        classes, shape = self.ensemble.classes, volume.grid.shape
+        label = empty_label(self.ensemble, shape)
+        kept = np.empty((classes.n, *shape), dtype=np.float32) if self.options["probabilities"] else None
+        try:
+            with torch.inference_mode():
+                axis, blocks = self.ensemble.probabilities(volume)
+                for start, stop, p in blocks:
+                    where = along(axis, start, stop)
+                    label[where] = file_values(p, classes)
+                    if kept is not None:
+                        kept[(slice(None), *where)] = p.cpu().numpy()
+                    tell(stop / shape[axis])
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"the device's memory is too small for an image of {shape} voxels; use --device cpu or a smaller --batch"
+            ) from error
+        return label, kept
+
+    def _flags(self, volume: Volume, ml: Mapping[str, float] | None) -> tuple[str, ...]:
+        lines: dict[str, None] = {}
+        for model in self.ensemble.models:
+            lines |= dict.fromkeys(
+                novelty.flags(volume, model.plan) + novelty.volume_flags(ml or {}, model.plan)
+            )
+        return tuple(lines)
+
+    def _reason(self, item: Item, error: DataError) -> str:
+        """Return the message, with the file's path in front where it does not name it."""
+        text = str(error)
+        return text if any(str(f) in text for f in item.files) else f"{item.files[0]}: {text}"
+
+    def _forget(self, item: Item) -> None:
+        """Remove what an earlier, usable version of the input left here: it is no prediction of this one."""
+        old = load(self._record(item))
+        for name in old.files if old else ():
+            (self.out / name).unlink(missing_ok=True)
+        self._record(item).unlink(missing_ok=True)
+
+    def _write(
+        self, items: Sequence[Item], done: Sequence[Predicted], failed: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Write volumes.csv, predictions.json and stage.json; return the hashes of the outputs."""
+        write_text(self.out / "volumes.csv", volumes_csv(done))
+        write_json(
+            self.out / "predictions.json",
+            {
+                "cases": {
+                    c.id: {
+                        "file": next(iter(c.files)),
+                        "sha256": next(iter(c.files.values())),
+                        "flags": list(c.flags),
+                        "seconds": c.seconds,
+                        "notes": list(c.notes),
+                    }
+                    for c in done
+                },
+                "failed": dict(failed),
+                "models": self.models,
+                "classes": self.ensemble.classes.model_dump(mode="json"),
+                "options": dict(self.options),
+            },
+        )
+        reads = {f"model/{i}": sha for i, sha in enumerate(self.models)}
+        reads |= {f"case/{c.id}": c.key for c in done}
+        stage = Stage(self.out, "predict", reads=reads, config=self.options, schema=SCHEMA)
+        files = [self.out / name for c in done for name in c.files]
+        return stage.finish(
+            [self.out / "volumes.csv", *files],
+            failed=dict(failed),
+            n_cases=len(items),
+            warnings=self.warnings.lines(),
+        )
+
+
+def _refuse_unsafe(case: str) -> None:
+    """Refuse a case id that would name a file outside the output folder, or a hidden one."""
+    if not case or case.startswith(".") or any(c in case for c in "/\\\0"):
+        raise DataError(f"case id {case!r} cannot name a file; rename the input")

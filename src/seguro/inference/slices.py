@@ -64,7 +64,11 @@ def slabs(
 
 
 def _forward(
-    predictor: Predictor, axis: int, device: torch.device | str, flips: Sequence[int], autocast: Autocast | None
+    predictor: Predictor,
+    axis: int,
+    device: torch.device | str,
+    flips: Sequence[int],
+    autocast: Autocast | None,
 ) -> Forward:
     """Return the call on slices (N, C, 1, A, B) for flips given along canonical axes."""
     plane = [k for k in (0, 1, 2) if k != axis]

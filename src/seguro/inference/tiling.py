@@ -55,7 +55,9 @@ def planned_slabs(
     if isinstance(tiling, Whole):
         return whole.slabs(predictor, x, tiling, axis=axis, flips=flips, device=device, autocast=autocast)
     if tiling.axis != axis:
-        raise ConfigError(f"slabs along axis {axis} were asked of a network that works in slices along {tiling.axis}")
+        raise ConfigError(
+            f"slabs along axis {axis} were asked of a network that works in slices along {tiling.axis}"
+        )
     return slices.slabs(
         predictor, x, tiling, batch=batch or BATCH_SLICES, flips=flips, device=device, autocast=autocast
     )

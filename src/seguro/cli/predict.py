@@ -1,0 +1,300 @@
+"""Segment scans with one or more trained models; several are an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, console, finish
+from seguro.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from seguro.core.types import Case, Manifest, ThreeF
+    from seguro.inference.predict import CaseProgress, PredictionReport
+
+CASES = ("test", "validation", "train", "unlabelled")
+SHOWN = 10
+"""Failed and flagged cases listed on the terminal; all are in predictions.json."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of `predict`: these models on these inputs into this folder."""
+
+    models: tuple[Path, ...]
+    inputs: Any
+    """A path, paths, or items."""
+    n: int | None
+    """Number of cases where it is known before the files are listed."""
+    out: Path
+
+
+def predict(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="MODEL [MODEL ...] IMAGES: runs or model folders, then files or a folder."),
+    ],
+    also: Annotated[
+        list[Path] | None, typer.Option(help="A further model of the ensemble; repeatable.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Predict cases of this workspace or data set, instead of IMAGES.")
+    ] = None,
+    cases: Annotated[
+        str | None, typer.Option(help="Of --data, or of the run's own workspace: " + ", ".join(CASES) + ".")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output folder; RUN/predictions/NAME when not given.")
+    ] = None,
+    flips: Annotated[
+        bool, typer.Option("--flips", help="Average over mirrored images; 2 to 8 times slower.")
+    ] = False,
+    overlap: Annotated[float | None, typer.Option(help="Of neighboring windows, 0 to below 1.")] = None,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write them, per class.")
+    ] = False,
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows or slices per call.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="32, bf16-mixed, 16-mixed.")] = "32",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="Z,Y,X in mm, for files that state none.")] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Predict; ends with exit code 2 when a case could not be used, after all others are done."""
+    from rich.markup import escape
+
+    from seguro.core.types import Warnings
+
+    if precision not in ("32", "bf16-mixed", "16-mixed"):
+        raise ConfigError(f"--precision {precision}: expected 32, bf16-mixed or 16-mixed")
+    text = console(as_json)
+    models, images = split(paths, also or [], from_manifest=data is not None or cases is not None)
+    tasks = tasks_of(models, images, data=data, cases=cases, out=out)
+    for task in tasks:
+        names = " + ".join(str(m) for m in task.models)
+        count = "" if task.n is None else f"{task.n} case{'s' * (task.n != 1)}, "
+        text.print(f"{escape(names)}: {count}to {escape(str(task.out))}/")
+    if dry_run:
+        finish(
+            text,
+            result={"tasks": [{"models": t.models, "n": t.n, "out": t.out} for t in tasks]},
+            as_json=as_json,
+        )
+        return
+    from seguro.inference.predict import predict as run
+
+    reports, warnings = [], Warnings()
+    for task in tasks:
+        with bar(text) as progress:
+            report = run(
+                task.models, task.inputs, task.out, device=device, precision=precision,  # type: ignore[arg-type]
+                flips=flips, overlap=overlap, probabilities=probabilities, batch=batch, threads=threads,
+                spacing=three(spacing), progress=progress, warnings=warnings,
+            )  # fmt: skip
+        show(text, report)
+        reports.append(report)
+    finish(
+        text,
+        result={"predictions": [summary(r) for r in reports]},
+        as_json=as_json,
+        warnings=warnings.lines(),
+        then=following(reports[0].out, has_truth=bool(cases or data)),
+    )
+    code = max(r.exit_code for r in reports)
+    if code:
+        raise typer.Exit(code)
+
+
+def split(
+    paths: Sequence[Path], also: Sequence[Path], *, from_manifest: bool
+) -> tuple[list[Path], list[Path]]:
+    """Return models and images of the positional arguments: the first is a model, and so is each that looks like one.
+
+    Raises:
+        ConfigError: no images, or images beside --data or --cases.
+    """
+    n = 1
+    while n < len(paths) and is_model(paths[n]):
+        n += 1
+    models, images = [*paths[:n], *also], list(paths[n:])
+    if from_manifest and images:
+        raise ConfigError(
+            f"{images[0]}: give either IMAGES or --data/--cases, not both (and no model lies there)"
+        )
+    if not from_manifest and not images:
+        raise ConfigError(
+            "no images: seguro predict MODEL IMAGES, or MODEL --cases test for those of its workspace"
+        )
+    return models, images
+
+
+def is_model(path: Path) -> bool:
+    """Return whether `path` is a run with a model or a model folder."""
+    return (path / "model" / "model.json").exists() or (path / "model.json").exists()
+
+
+def run_of(model: Path) -> Path | None:
+    """Return the run that a model belongs to, or None for a bare model folder."""
+    for folder in (model, model.parent):
+        if (folder / "config.yaml").exists() and (folder / "model").is_dir():
+            return folder
+    return None
+
+
+def tasks_of(
+    models: Sequence[Path], images: Sequence[Path], *, data: Path | None, cases: str | None, out: Path | None
+) -> list[Task]:
+    """Return what to do. Validation cases are predicted by each model alone, with the cases of its own fold."""
+    if not (data or cases):
+        name = images[0].resolve().name if images[0].is_dir() else _file_name(images)
+        inputs = images[0] if len(images) == 1 else images
+        return [Task(tuple(models), inputs, None, out or default_out(models, name))]
+    from seguro.inference.inputs import from_manifest
+
+    cases = cases or "test"
+    if cases not in CASES:
+        raise ConfigError(f"--cases {cases}: expected {', '.join(CASES)}")
+    workspace, manifest = _manifest(models[0], data)
+    groups: list[tuple[list[Path], Sequence[Case]]]
+    if cases == "validation":
+        groups = [([m], validation_cases(m, workspace, manifest)) for m in models]
+    else:
+        groups = [(list(models), manifest.of(cases))]  # type: ignore[arg-type]
+    out_of: Callable[[Sequence[Path]], Path] = lambda m: default_out(m, cases)  # noqa: E731
+    if out is not None:
+        out_of = lambda m: out if len(groups) == 1 else out / (run_of(m[0]) or m[0]).name  # noqa: E731
+    tasks = [Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m)) for m, chosen in groups]
+    for task in tasks:
+        if not task.n:
+            raise ConfigError(
+                f"--cases {cases}: {manifest.name} has none; see {workspace / 'check' / 'manifest.json'}"
+            )
+    return tasks
+
+
+def _file_name(images: Sequence[Path]) -> str:
+    from seguro.data.formats import split_name
+
+    return split_name(images[0])[0] if len(images) == 1 else images[0].resolve().parent.name
+
+
+def default_out(models: Sequence[Path], name: str) -> Path:
+    """Return RUN/predictions/NAME for runs, ./predictions for bare model folders; an ensemble has its own name."""
+    run = run_of(models[0])
+    if run is None:
+        return Path("predictions")
+    return run / "predictions" / (name if len(models) == 1 else f"{name}-ensemble{len(models)}")
+
+
+def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
+    """Return the workspace of --data, or that of the run, with its manifest."""
+    from seguro.api import is_workspace, workspace_of
+    from seguro.data import manifest
+
+    run = run_of(model)
+    if data is not None:
+        workspace = workspace_of(data)
+    elif run is not None:
+        workspace = run.parent.parent
+    else:
+        raise ConfigError(
+            f"{model} is a bare model folder and lies in no workspace; say whose cases: --data WORKSPACE"
+        )
+    if not is_workspace(workspace):
+        raise ConfigError(
+            f"{workspace}: no workspace (no check/manifest.json); run first: seguro check {data or 'DATA'}"
+        )
+    return workspace, manifest.load(workspace / "check" / "manifest.json")
+
+
+def validation_cases(model: Path, workspace: Path, manifest: Manifest) -> tuple[Case, ...]:
+    """Return the cases that the model's run validated on."""
+    from seguro.api import cases_of_fold, read_yaml
+    from seguro.core.files import read_json
+    from seguro.data.plan import Plan
+
+    run = run_of(model)
+    if run is None:
+        raise ConfigError(
+            f"{model}: a bare model folder does not say its fold; give the run for --cases validation"
+        )
+    fold = str(read_yaml(run / "config.yaml")["fold"])
+    plan = Plan.model_validate(read_json(workspace / "plan" / "plan.json"))
+    chosen = cases_of_fold(manifest, plan, fold, "none")[1]
+    if not chosen:
+        raise ConfigError(
+            f"{run}: trained on every case (fold {fold!r}), so none is left to validate on; use --cases test"
+        )
+    return chosen
+
+
+def three(text: str | None) -> ThreeF | None:
+    """Return "Z,Y,X" as three positive numbers."""
+    if text is None:
+        return None
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--spacing {text}: expected three numbers Z,Y,X, e.g. 2.5,0.8,0.8") from error
+    if not min(z, y, x) > 0:
+        raise ConfigError(f"--spacing {text}: expected three numbers above 0")
+    return z, y, x
+
+
+@contextmanager
+def bar(out: Console) -> Iterator[Callable[[CaseProgress], None]]:
+    """Yield a function that moves a bar with the time left; nothing is shown without a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, disable=not out.is_terminal, transient=True) as bars:
+        task = bars.add_task("predicting", total=None)
+        yield lambda p: bars.update(task, completed=p.done + p.fraction, total=p.total)
+
+
+def show(text: Console, report: PredictionReport) -> None:
+    """Print counts, failures and flagged cases."""
+    from rich.markup import escape
+
+    n, reused = len(report.cases), len(report.reused)
+    text.print(
+        f"{n} predicted" + (f" ({reused} of them were there already)" if reused else "")
+        + f", {len(report.failed)} failed: {escape(str(report.out))}/"
+    )  # fmt: skip
+    for case, reason in list(report.failed.items())[:SHOWN]:
+        text.print(f"  [red]failed[/] {escape(case)}: {escape(reason)}")
+    flagged = [c for c in report.cases if c.flags]
+    if flagged:
+        text.print(f"{len(flagged)} unlike the training data:")
+    for predicted in flagged[:SHOWN]:
+        text.print(f"  [yellow]{escape(predicted.id)}[/]: {escape('; '.join(predicted.flags))}")
+    if max(len(flagged), len(report.failed)) > SHOWN:
+        text.print(f"  all are listed in {escape(str(report.out / 'predictions.json'))}")
+
+
+def summary(report: PredictionReport) -> dict[str, Any]:
+    """Return a report as JSON values."""
+    return {
+        "out": str(report.out),
+        "predicted": [c.id for c in report.cases],
+        "reused": list(report.reused),
+        "failed": dict(report.failed),
+        "flags": {c.id: list(c.flags) for c in report.cases if c.flags},
+        "outputs": dict(report.outputs),
+    }
+
+
+def following(out: Path, *, has_truth: bool) -> str:
+    """Return the command that scores the predictions."""
+    import shlex
+
+    inside = any((p / "check" / "manifest.json").exists() for p in out.resolve().parents)
+    return f"seguro evaluate {shlex.quote(str(out))}" + ("" if has_truth and inside else " --truth LABELS")

@@ -1,0 +1,128 @@
+"""Which files make up which case: single files, lists, folders, or cases of a manifest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.types import Case, Manifest, ThreeF, Volume, Warnings
+from seguro.data.formats import SUFFIXES, read_image, split_name
+from seguro.data.manifest import paths as case_paths
+from seguro.data.manifest import read_case
+
+_CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<channel>\d{4})$")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One case to predict."""
+
+    id: str
+    files: tuple[Path, ...]
+    """One file with all channels, or one per channel in order."""
+    read: Callable[[], Volume]
+    """Reads and checks the files; DataError where they cannot be used."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What besides the files decides what `read` returns; JSON values."""
+
+
+def from_paths(
+    inputs: Path | Sequence[Path],
+    *,
+    channels: int,
+    spacing: ThreeF | None = None,
+    warnings: Warnings | None = None,
+) -> list[Item]:
+    """Return the cases in a file, a list of files, or a folder, sorted by id.
+
+    Files named `<id>_0000`, `<id>_0001`, ... are channels of one case if the model has several channels; for a model
+    of one channel the ending is dropped where every file has it.
+
+    Args:
+        inputs: what to predict. A folder is not searched below its first level.
+        channels: of the model.
+        spacing: (z, y, x), for files that state none.
+        warnings: told of files in a folder that are no images.
+
+    Raises:
+        ConfigError: two files with the same case id.
+        DataError: nothing there, or no image in a folder.
+    """
+    given = [inputs] if isinstance(inputs, Path) else list(inputs)
+    files = [f for path in given for f in (_listed(path, warnings) if path.is_dir() else [path])]
+    if not files:
+        raise DataError(
+            f"{', '.join(map(str, given)) or 'no path given'}: no image; known are {', '.join(SUFFIXES)}"
+        )
+    groups = _grouped(files, channels)
+    return [_item(name, members, channels, spacing) for name, members in sorted(groups.items())]
+
+
+def _listed(folder: Path, warnings: Warnings | None) -> list[Path]:
+    """Return the images in a folder, sorted; broken links and the like are kept, to fail by name."""
+    out = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if split_name(path)[1]:
+            out.append(path)
+        elif warnings:
+            warnings.add(
+                f"{folder}: files that are no images were passed over (e.g. {path.suffix or path.name})"
+            )
+    if not out:
+        raise DataError(
+            f"{folder}: no image in this folder (known are {', '.join(SUFFIXES)}); give the images' own folder"
+        )
+    return out
+
+
+def _grouped(files: Sequence[Path], channels: int) -> dict[str, list[Path]]:
+    """Return the files of each case."""
+    stems = [(split_name(f)[0], f) for f in files]
+    numbered = {stem: m for stem, _ in stems if (m := _CHANNEL.match(stem))}
+    if channels == 1 and not all(s in numbered and numbered[s]["channel"] == "0000" for s, _ in stems):
+        numbered = {}
+    groups: dict[str, list[Path]] = {}
+    for stem, path in stems:
+        groups.setdefault(numbered[stem]["stem"] if stem in numbered else stem, []).append(path)
+    for name, members in groups.items():
+        names = [split_name(m)[0] for m in members]
+        if len(set(names)) < len(names) or (len(members) > 1 and name in names):
+            both = " and ".join(map(str, members[:2]))
+            raise ConfigError(
+                f"{both} are both case {name!r}; predict them into different folders or rename one"
+            )
+    return {name: sorted(members, key=lambda p: p.name) for name, members in groups.items()}
+
+
+def _item(name: str, files: Sequence[Path], channels: int, spacing: ThreeF | None) -> Item:
+    read = partial(_read, name, tuple(files), channels, spacing)
+    return Item(name, tuple(files), read, {"spacing": spacing} if spacing else {})
+
+
+def _read(name: str, files: tuple[Path, ...], channels: int, spacing: ThreeF | None) -> Volume:
+    if len(files) > 1 or _CHANNEL.match(split_name(files[0])[0]) and name != split_name(files[0])[0]:
+        found = [str(split_name(f)[0][-4:]) for f in files]
+        expected = [f"{i:04d}" for i in range(channels)]
+        if found != expected:
+            raise DataError(
+                f"{files[0].parent / name}: channels {', '.join(found)} where the model expects "
+                f"{', '.join(expected)}; give one file per channel"
+            )
+    return read_image(files, channels=channels, spacing=spacing)
+
+
+def from_manifest(manifest: Manifest, cases: Iterable[Case]) -> list[Item]:
+    """Return cases of a checked data set, sorted by id, read as training reads them."""
+    out = []
+    for case in sorted(cases, key=lambda c: c.id):
+        files = tuple(case_paths(case, manifest)[0])
+        options = {"repair": manifest.repair, "spacing": case.spacing, "unit": case.unit}
+        out.append(Item(case.id, files, partial(read_case, case, manifest), options))
+    return out
