@@ -66,7 +66,7 @@ def two_d(flat_folder, tmp_path_factory) -> Setting:
 
 def rows() -> list[Any]:
     """Every method in every dimension it works in."""
-    return [pytest.param(name, dims, id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims]
+    return [pytest.param((name, dims), id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims]
 
 
 @pytest.fixture(params=rows())

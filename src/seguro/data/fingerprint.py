@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from seguro.core.errors import SeguroError
 from seguro.core.seeds import generator
 from seguro.core.types import Case, Grid, Manifest
-from seguro.data.formats import read_image, read_label
-from seguro.data.manifest import paths
+from seguro.data.manifest import read_case, read_case_label
 from seguro.data.plan import Fingerprint, Plan, Spread
 from seguro.data.preprocess import encode_label, grid_of
 
@@ -38,10 +37,9 @@ class Measured:
 def measure(case: Case, manifest: Manifest) -> Measured:
     """Return the measurements of one case; errors name it."""
     try:
-        image_paths, label_path = paths(case, manifest)
-        volume = read_image(image_paths, channels=len(manifest.channels), spacing=case.spacing)
-        label = None if label_path is None else read_label(label_path, like=volume.grid).array
-        stored = None if label is None or manifest.classes is None else encode_label(label, manifest.classes)
+        volume = read_case(case, manifest)
+        label = read_case_label(case, manifest, like=volume.grid)
+        stored = None if label is None or manifest.classes is None else encode_label(label.array, manifest.classes)
     except SeguroError as error:
         raise type(error)(f"{case.id}: {error}") from error
     foreground = np.zeros((volume.array.shape[0], 0), np.float32)

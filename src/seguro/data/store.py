@@ -19,8 +19,7 @@ from seguro.core.files import atomic, read_json, write_json
 from seguro.core.seeds import generator
 from seguro.core.stage import Stage
 from seguro.core.types import IGNORE, Case, Classes, Grid, Manifest
-from seguro.data.formats import read_image, read_label
-from seguro.data.manifest import paths
+from seguro.data.manifest import read_case, read_case_label
 from seguro.data.plan import Plan
 from seguro.data.preprocess import label_to_planned, to_planned
 
@@ -53,7 +52,7 @@ class Stored:
 
     def patch(self, where: tuple[slice, slice, slice]) -> NDArray[np.float32]:
         """Return image[:, where] as float32."""
-        part = np.asarray(self.image[(slice(None), *where)], dtype=np.float32)
+        part = np.array(self.image[(slice(None), *where)], dtype=np.float32)  # a copy: the map is read-only
         return part if self.step is None else part * np.float32(self.step)
 
 
@@ -141,13 +140,10 @@ def prepare_case(folder: Path, case: Case, manifest: Manifest, plan: Plan) -> li
     if all(f.exists() for f in files):
         return files
     try:
-        image_paths, label_path = paths(case, manifest)
-        volume = read_image(image_paths, channels=len(manifest.channels), spacing=case.spacing)
+        volume = read_case(case, manifest)
         image, grid = to_planned(volume, plan)
-        label = None
-        if label_path is not None:
-            native = read_label(label_path, like=volume.grid)
-            label = label_to_planned(native.array, grid, plan)
+        native = read_case_label(case, manifest, like=volume.grid)
+        label = None if native is None else label_to_planned(native.array, grid, plan)
     except SeguroError as error:
         raise type(error)(f"{case.id}: {error}") from error
     step = CT_STEP if all(c.scheme == "ct" for c in plan.channels) else None
