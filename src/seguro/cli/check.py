@@ -59,13 +59,17 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check the folder and print what was found; see the module's text."""
+    from seguro.api import is_workspace, workspace_of
     from seguro.cli.progress import counting
     from seguro.data.check import check as run
     from seguro.data.layouts import list_cases
+    from seguro.data.manifest import load
 
     options = _options(spacing, classes, channels, patients, quarantine=quarantine, repair=repair)
     text = console(as_json)
-    workspace = out or Path(f"{data.resolve().name}.seguro")
+    workspace = workspace_of(data, out)
+    if out is None and is_workspace(data):
+        data = Path(load(data).root)
     if dry_run:
         listing = list_cases(data)
         n = len(listing.found)

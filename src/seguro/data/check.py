@@ -152,9 +152,8 @@ def remembered(workspace: Path) -> Options:
         return Options()
     stage = read_json(path)
     config, patients = stage["config"], stage["recorded"].get("patients")
-    z, y, x = config["spacing"] or (None, None, None)
     return Options(
-        spacing=None if z is None else (z, y, x),
+        spacing=tuple(config["spacing"]) if config["spacing"] else None,
         classes=tuple(config["classes"]),
         channels=tuple(config["channels"]),
         patients=Path(patients) if patients else None,

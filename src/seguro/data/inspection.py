@@ -34,6 +34,8 @@ class Inspection:
     n_channels: int = 0
     content: str = ""
     """Hash of the voxels, whatever the file's compression and header."""
+    label_content: str = ""
+    """The same of the label voxels."""
     values: dict[int, int] = field(default_factory=dict)
     """Voxels per label value; for mask files per combination (bit i = mask i)."""
     mask_values: list[tuple[int, ...]] = field(default_factory=list)
@@ -118,10 +120,14 @@ def _read_image(
     out.n_channels = volume.array.shape[0]
     for note in volume.notes:
         out.warn("geometry" if "form" in note or "affine" in note else "file", note)
-    digest = hashlib.sha256(repr(volume.array.shape).encode())
-    digest.update(volume.array.data)
-    out.content = digest.hexdigest()
+    out.content = _content(volume.array)
     return volume
+
+
+def _content(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256(repr((array.shape, array.dtype.name)).encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _intensities(out: Inspection, image: NDArray[np.float32], repair: str | None) -> None:
@@ -171,6 +177,7 @@ def _read_labels(out: Inspection, listing: Listing, image: Volume, *, spacing: T
     if out.errors and len(facts) != len(out.found.labels):
         return
     out.labels = tuple(facts)
+    out.label_content = "".join(_content(m) for m in maps if m is not None)
     if listing.masks:
         out.mask_values = [() if m is None else tuple(counted(m)) for m in maps]
         out.values = counted(combined(maps, regions=True))

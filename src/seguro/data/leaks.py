@@ -38,9 +38,14 @@ def find_leaks(inspections: Sequence[Inspection], people: Mapping[str, Person]) 
             yield _leak(keep, other, people)
 
 
+def _labels_differ(a: Inspection, b: Inspection) -> str:
+    both = any(a.labels) and any(b.labels)
+    return ", but other labels" if both and a.label_content != b.label_content else ""
+
+
 def _leak(keep: Inspection, other: Inspection, people: Mapping[str, Person]) -> Leak:
     a, b = people[keep.found.id], people[other.found.id]
-    text = f"the same image as {keep.found.id} (equal voxels)"
+    text = f"the same image as {keep.found.id} (equal voxels{_labels_differ(keep, other)})"
     if keep.found.split != other.found.split:
         text = f"{text}, in two splits ({keep.found.split} and {other.found.split}); remove one of them"
         return Leak(Problem("leak", other.found.id, text), True)
