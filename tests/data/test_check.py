@@ -205,8 +205,11 @@ def test_recommendation(tmp_path, numbers, method):
 
 def test_large_volumes_get_pfseg(data, tmp_path):
     found = run(data, tmp_path).manifest
-    huge = tuple(c.model_copy(update={"shape": (200, 512, 512), "split": "train", "patient": str(i), "label": c.images[0]})
-                 for i, c in enumerate(found.cases * 2))  # fmt: skip
+    change = {"shape": (200, 512, 512), "split": "train"}
+    huge = tuple(
+        c.model_copy(update=change | {"patient": str(i), "label": c.images[0]})
+        for i, c in enumerate(found.cases * 2)
+    )
     assert recommend(found.model_copy(update={"cases": huge}), "d").method == "pfseg"
 
 

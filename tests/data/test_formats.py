@@ -115,7 +115,7 @@ def test_one_frame_is_squeezed_with_a_note(tmp_path):
 def test_a_fourth_axis_is_channels_only_when_said_so(tmp_path):
     array = values((4, 5, 6, 3))
     path = save(tmp_path / "a.nii", array)
-    with pytest.raises(DataError, match="3 frames on the fourth axis.*--channels"):
+    with pytest.raises(DataError, match=r"3 frames on the fourth axis.*--channels"):
         read_image([path])
     with pytest.raises(DataError, match="2 channels are expected"):
         read_image([path], channels=2)

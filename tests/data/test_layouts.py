@@ -131,8 +131,11 @@ def test_site_folders_give_sites_and_unique_ids(tmp_path):
         phantom.write_folder(tmp_path / site, n_labelled=2, **SMALL)
     listing = list_cases(tmp_path)
     assert [(c.id, c.site) for c in listing.found] == [
-        ("berlin_case_000", "berlin"), ("berlin_case_001", "berlin"), ("oslo_case_000", "oslo"), ("oslo_case_001", "oslo"),
-    ]  # fmt: skip
+        ("berlin_case_000", "berlin"),
+        ("berlin_case_001", "berlin"),
+        ("oslo_case_000", "oslo"),
+        ("oslo_case_001", "oslo"),
+    ]
 
 
 def test_images_and_labels_side_by_side(tmp_path):

@@ -1,7 +1,8 @@
 """Find what is wrong with a folder of scans, and say which method fits.
 
-Reads every file to its end, compares images with labels, looks for leaks between splits, and writes nothing into the
-folder. Exit code 2 when there are errors, 0 with --quarantine (the bad cases are left out and listed).
+Reads every file to its end, compares images with labels, looks for leaks between splits, and writes nothing
+into the folder. Exit code 2 when there are errors, 0 with --quarantine (the bad cases are left out and
+listed).
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def _show(out: Console, report: CheckReport, workspace: Path) -> None:
                 out.print("    - " + escape(problem.line().replace("\n", "\n      ")))
             if len(mine) > SHOWN:
                 out.print(
-                    f"    and {len(mine) - SHOWN} more, see {escape(str(workspace / 'check' / 'problems.json'))}"
+                    f"    and {len(mine) - SHOWN} more, see "
+                    f"{escape(str(workspace / 'check' / 'problems.json'))}"
                 )
     if report.ok:
         out.print(f"[bold green]usable[/]; recommended: [bold]{report.recommendation.method}[/]")
@@ -156,7 +158,8 @@ def _summary(report: CheckReport) -> list[str]:
         parts.append(f"{len(m.excluded)} left out")
     labelled = sum(1 for c in m.cases if c.label is not None)
     lines = [
-        f"{m.name}: {m.layout} layout, {', '.join(parts)}; {labelled} with label; channels {', '.join(m.channels)}"
+        f"{m.name}: {m.layout} layout, {', '.join(parts)}; {labelled} with label; channels "
+        f"{', '.join(m.channels)}"
     ]
     if m.cases:
         shapes = sorted((c.shape for c in m.cases), key=lambda s: s[0] * s[1] * s[2])

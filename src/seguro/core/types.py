@@ -27,10 +27,10 @@ class Record(BaseModel):
 class Classes(Record):
     """The classes of a task and how label files encode them.
 
-    Exclusive tasks (`regions=False`): `names[0]` is the background, a stored label is the index into `names`, and
-    the file value of class i is `values[i][0]`. Overlapping regions (`regions=True`): no background entry, a stored
-    label is the file value itself (at most 254), and region i consists of the file values `values[i]`; on output
-    region i is painted with `paint[i]` in order, later over earlier.
+    Exclusive tasks (`regions=False`): `names[0]` is the background, a stored label is the index into
+    `names`, and the file value of class i is `values[i][0]`. Overlapping regions (`regions=True`): no
+    background entry, a stored label is the file value itself (at most 254), and region i consists of the
+    file values `values[i]`; on output region i is painted with `paint[i]` in order, later over earlier.
     """
 
     names: tuple[str, ...]
@@ -92,7 +92,7 @@ class Case(Record):
     label: FileFact | None = None
     """The label map; with one mask file per class, the first of them."""
     masks: tuple[FileFact | None, ...] = ()
-    """Files of binary masks where the data set keeps classes apart; None: not annotated. See data/manifest.py."""
+    """Files of binary masks, where the data set keeps classes apart; None: not annotated."""
     annotated: tuple[str, ...] = ()
     """Foreground classes that were looked for in this case; others are unknown, never background."""
     shape: Three
@@ -198,7 +198,10 @@ class Volume:
 
 
 class ScoreRow(NamedTuple):
-    """One score: of one class in one case, by one metric. `value` None: not annotated, or undefined by convention."""
+    """One score: of one class in one case, by one metric.
+
+    `value` None: not annotated, or undefined by convention.
+    """
 
     case: str
     patient: str

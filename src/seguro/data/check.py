@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import joblib
-import numpy as np
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, write_json
 from seguro.core.stage import STAGE_FILE, Stage
 from seguro.core.types import Case, Classes, Excluded, FileFact, Manifest, ThreeF
 from seguro.data import manifest as manifests
-from seguro.data.classes import decide, known_values, present
+from seguro.data.classes import decide, known_values
+from seguro.data.cohort import across, all_empty, group
 from seguro.data.inspection import Inspection, inspect, unknown_values
 from seguro.data.layouts import Listing, Problem, list_cases, some
 from seguro.data.layouts.naming import (
@@ -32,9 +32,6 @@ from seguro.data.recommendation import Recommendation, recommend
 
 SCHEMA = 1
 PROBLEMS_FILE = "problems.json"
-SPACING_FACTOR = 3.0
-"""A voxel size that differs from the median by more than this is pointed out."""
-
 Progress = Callable[[int, int], None]
 
 
@@ -49,7 +46,7 @@ class Options:
     channels: tuple[str, ...] = ()
     """Channel names for folders without a description."""
     patients: Path | None = None
-    """CSV file with the columns id, patient and perhaps site."""
+    """CSV file with the columns id, patient and perhaps site and split (train, test, unlabelled)."""
     quarantine: bool = False
     """Leave bad cases out instead of refusing the folder."""
     repair: Literal["nan=min"] | None = None
@@ -85,8 +82,8 @@ def check(
 ) -> CheckReport:
     """Return everything that is wrong with the scans in `folder`; a bad file never ends the check.
 
-    Writes `check/problems.json` into the workspace, and `check/manifest.json` when the data may be used. Does not read
-    the files again when names, sizes, times and options are those of the last check.
+    Writes `check/problems.json` into the workspace, and `check/manifest.json` when the data may be used.
+    Does not read the files again when names, sizes, times and options are those of the last check.
 
     Args:
         folder: the data set.
@@ -127,8 +124,8 @@ def ensure(
 ) -> Manifest:
     """Return the manifest of `folder`, checking it first when it was not checked or has changed.
 
-    Without `options` those of the last successful check in the workspace hold, so that what `seguro check` was told
-    (quarantine, spacing, class names, ...) needs not be said again.
+    Without `options` those of the last successful check in the workspace hold, so that what `seguro check`
+    was told (quarantine, spacing, class names, ...) needs not be said again.
 
     Raises:
         DataError: something is wrong with the data; the first errors are listed.
@@ -262,9 +259,9 @@ def _report(listing: Listing, inspections: list[Inspection], options: Options, f
         (owner.errors if leak.severe else owner.warnings).append(leak.problem)
     good = [i for i in inspections if not i.errors]
     cases = tuple(_case(i, people[i.found.id], classes, mask_names, annotated.get(i.found.id)) for i in good)
-    warnings += _across(good, cases, classes, mask_names)
+    warnings += across(good, cases, classes, mask_names)
     errors = [*listing.errors, *(p for i in inspections for p in i.errors)]
-    if classes is not None and (empty := _all_empty(good, cases, classes, mask_names)):
+    if classes is not None and (empty := all_empty(good, cases, classes, mask_names)):
         errors.append(Problem("label", "", empty))
     warnings += [p for i in inspections for p in i.warnings]
     grouped = group(warnings)
@@ -362,11 +359,12 @@ def _case(
             given = {n for n, f in zip(mask_names, inspection.labels, strict=True) if f is not None}
             annotated = tuple(n for n in classes.foreground if n in given)
     labelled = first is not None and classes is not None
+    split = who.split or found.split
     return Case(
         id=found.id,
         patient=who.patient,
         site=who.site,
-        split="unlabelled" if found.split == "train" and not labelled else found.split,
+        split="unlabelled" if split == "train" and not labelled else split,
         images=inspection.images,
         label=first if labelled else None,
         masks=inspection.labels if mask_names and labelled else (),
@@ -377,81 +375,9 @@ def _case(
     )
 
 
-def _across(
-    good: Sequence[Inspection], cases: Sequence[Case], classes: Classes | None, mask_names: tuple[str, ...]
-) -> list[Problem]:
-    """Return warnings that only all cases together can give."""
-    out = []
-    splits: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        splits[case.patient].add(case.split)
-    both = sorted(p for p, s in splits.items() if {"train", "test"} <= s)
-    if both:
-        out.append(
-            Problem("leak", "", f"{len(both)} patients have scans in both train and test: {some(both)}")
-        )
-    if classes is not None:
-        out += _presence(good, cases, classes, mask_names)
-    if cases:
-        middle = np.median([c.spacing for c in cases], axis=0)
-        for case in cases:
-            ratio = np.asarray(case.spacing) / middle
-            if max(ratio.max(), 1 / ratio.min()) > SPACING_FACTOR:
-                mine, usual = (" x ".join(f"{v:.3g}" for v in s) for s in (case.spacing, middle))
-                text = f"voxel size {mine} (z, y, x), the median is {usual}: is the header right?"
-                out.append(Problem("spacing", case.id, text))
-    return out
-
-
-def _presence(
-    good: Sequence[Inspection], cases: Sequence[Case], classes: Classes, mask_names: tuple[str, ...]
-) -> list[Problem]:
-    out = []
-    train = [(i, c) for i, c in zip(good, cases, strict=True) if c.label is not None and c.split == "train"]
-    empty = [c.id for i, c in train if not present(i, mask_names, classes)]
-    if empty:
-        out.append(Problem("label", "", f"{len(empty)} labels are empty (background only): {some(empty)}"))
-    for name in classes.foreground:
-        looked = [i for i, c in train if name in c.annotated]
-        if len(looked) < len(train):
-            text = (
-                f"{name} is annotated in {len(looked)} of {len(train)} training cases; unknown in the others"
-            )
-            out.append(Problem("annotation", "", text))
-        if train and not any(name in present(i, mask_names, classes) for i in looked):
-            text = f"{name} occurs in no training case; label it or remove the class before training"
-            out.append(Problem("label", "", text))
-    return out
-
-
-def _all_empty(
-    good: Sequence[Inspection], cases: Sequence[Case], classes: Classes, mask_names: tuple[str, ...]
-) -> str | None:
-    train = [i for i, c in zip(good, cases, strict=True) if c.label is not None and c.split == "train"]
-    if not train or any(present(i, mask_names, classes) for i in train):
-        return None
-    return f"all {len(train)} training labels are empty; there is nothing to learn: check the label files"
-
-
 def _excluded(errors: Iterable[Problem]) -> tuple[Excluded, ...]:
     reasons: dict[str, list[str]] = defaultdict(list)
     for problem in errors:
         if problem.case:
             reasons[problem.case].append(problem.message)
     return tuple(Excluded(id=case, reason="; ".join(reasons[case])) for case in sorted(reasons))
-
-
-def group(problems: Iterable[Problem]) -> list[Problem]:
-    """Return the problems with equal messages joined into one that counts and names the cases."""
-    joined: dict[tuple[str, str], list[Problem]] = defaultdict(list)
-    for problem in problems:
-        joined[problem.kind, problem.message].append(problem)
-    out = []
-    for same in joined.values():
-        first = same[0]
-        if len(same) == 1:
-            out.append(first)
-        else:
-            text = f"{first.message} ({len(same)} cases: {some([p.case for p in same], 3)})"
-            out.append(Problem(first.kind, "", text))
-    return out

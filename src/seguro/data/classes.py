@@ -59,14 +59,18 @@ def _of_values(
         return None, [Problem("label", "", "all labels are empty (0 everywhere)")]
     if names and len(names) != len(present):
         raise ConfigError(
-            f"--classes names {len(names)} classes ({', '.join(names)}), the labels hold the values {present}; "
+            f"--classes names {len(names)} classes ({', '.join(names)}), the labels hold the "
+            f"values {present}; "
             "give one name per value, or value=name"
         )
     chosen = names or (("foreground",) if len(present) == 1 else tuple(f"class {v}" for v in present))
     pairs = [(0, "background"), *zip(present, chosen, strict=True)]
     if names:
         return make_classes(root, pairs), []
-    text = f"class names are not given; label values {present} are called {', '.join(chosen)} (--classes names them)"
+    text = (
+        f"class names are not given; label values {present} are called {', '.join(chosen)} "
+        "(--classes names them)"
+    )
     return make_classes(root, pairs), [Problem("label", "", text)]
 
 
@@ -80,7 +84,7 @@ def _parse(text: str) -> tuple[int, str]:
 def _of_masks(
     listing: Listing, combinations: dict[int, int], names: tuple[str, ...]
 ) -> tuple[Classes, list[Problem]]:
-    """Return exclusive classes where no two masks overlap, regions where they do, with the overlaps counted."""
+    """Return exclusive classes where no masks overlap, else regions and a warning with the overlaps."""
     if names and len(names) != len(listing.masks):
         raise ConfigError(
             f"--classes names {len(names)} classes, there are masks of {', '.join(listing.masks)}"
@@ -92,7 +96,8 @@ def _of_masks(
         return make_classes(listing.root, pairs), []
     if len(names) > MAX_MASKS:
         raise DataError(
-            f"{listing.root}: {len(names)} mask folders that overlap ({overlaps[0]}); at most {MAX_MASKS} may: "
+            f"{listing.root}: {len(names)} mask folders that overlap ({overlaps[0]}); at most "
+            f"{MAX_MASKS} may: "
             "join them into one label map"
         )
     classes = regions_of_masks(names, combinations)
@@ -117,7 +122,7 @@ def known_values(classes: Classes) -> set[int]:
 
 
 def present(inspection: Inspection, mask_names: tuple[str, ...], classes: Classes) -> list[str]:
-    """Return the foreground classes that occur in a case; `mask_names` are those of its mask files, if any."""
+    """Return the foreground classes that occur in a case; `mask_names`: of its mask files, if any."""
     if mask_names:
         return [n for i, n in enumerate(mask_names) if any(v >> i & 1 for v in inspection.values)]
     values = classes.values if classes.regions else classes.values[1:]

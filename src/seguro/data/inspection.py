@@ -139,7 +139,8 @@ def _intensities(out: Inspection, image: NDArray[np.float32], repair: str | None
     if bad and repair is None:
         out.error(
             "intensity",
-            f"{bad} of {image.size} voxels are NaN or infinite; mend the file, or replace them by the smallest "
+            f"{bad} of {image.size} voxels are NaN or infinite; mend the file, or replace them by "
+            "the smallest "
             "value with --repair nan=min",
         )
     elif bad:

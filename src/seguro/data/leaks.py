@@ -21,7 +21,7 @@ class Leak:
 
 
 def find_leaks(inspections: Sequence[Inspection], people: Mapping[str, Person]) -> Iterator[Leak]:
-    """Yield every repeated image: an error across splits or patients, a warning across sites or within a patient.
+    """Yield every repeated image: an error across splits or patients, a warning across sites or in a patient.
 
     Args:
         inspections: of all cases; those with errors are passed over.

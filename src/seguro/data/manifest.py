@@ -65,7 +65,7 @@ def facts(case: Case) -> tuple[FileFact, ...]:
 
 
 def paths(case: Case, manifest: Manifest) -> tuple[list[Path], Path | None]:
-    """Return the image files and the label file of a case; for a case with mask files use `read_case_label`."""
+    """Return the image files and the (first) label file of a case; `read_case_label` knows mask files."""
     root = Path(manifest.root)
     return [root / f.path for f in case.images], root / case.label.path if case.label else None
 
@@ -108,7 +108,7 @@ def read_case_label(case: Case, manifest: Manifest, *, like: Grid) -> Volume | N
 
 
 def combined(masks: Sequence[NDArray[Any] | None], *, regions: bool) -> NDArray[np.uint8]:
-    """Return one label map (Z, Y, X) of binary masks: index + 1, or bit i of mask i where they may overlap."""
+    """Return one label map (Z, Y, X) of binary masks: index + 1, or for regions bit i of mask i."""
     shape = next(m.shape for m in masks if m is not None)
     out = np.zeros(shape, np.uint8)
     for i, mask in enumerate(masks):
@@ -124,8 +124,8 @@ def combined(masks: Sequence[NDArray[Any] | None], *, regions: bool) -> NDArray[
 def regions_of_masks(names: tuple[str, ...], counts: dict[int, int]) -> Classes:
     """Return the region classes of overlapping masks.
 
-    Region i consists of all combinations that contain mask i. On output larger regions are painted first, and each
-    region with the combination that was most frequent for it among those without a smaller region.
+    Region i consists of all combinations that contain mask i. On output larger regions are painted first,
+    and each region with the combination that was most frequent for it among those without a smaller region.
 
     Args:
         names: of the masks; bit i of a combination stands for names[i].
@@ -146,7 +146,7 @@ def regions_of_masks(names: tuple[str, ...], counts: dict[int, int]) -> Classes:
 
 
 def repaired(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the image (C, Z, Y, X) with NaN and infinite voxels replaced by the channel's smallest finite value."""
+    """Return the image (C, Z, Y, X) with NaN and infinity set to the channel's smallest finite value."""
     out = image.copy()
     for channel in out:
         bad = ~np.isfinite(channel)
@@ -156,7 +156,7 @@ def repaired(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def with_unit(volume: Volume, unit: str) -> Volume:
-    """Return the volume with its grid in the case's unit (the file cannot know that its spacing is nominal)."""
+    """Return the volume with its grid in the case's unit (a file cannot say that its spacing is nominal)."""
     if volume.grid.unit == unit:
         return volume
     grid = Grid(volume.grid.shape, volume.grid.affine, unit)  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ SUFFIXES = (".nii.gz", ".nii")
 FORMS_MM = 0.1
 """Distance between sform and qform beyond which both are shown."""
 _PEEK = 4096
+_SLACK = 64 << 20  # bytes after the voxels that are tolerated; a gzip bomb has more
 _UNITS = {1: 1000.0, 3: 0.001}  # metres and micrometres, in mm
 _READABLE = {2, 4, 8, 16, 64, 256, 512, 768, 1024, 1280}
 _REFUSED = {
@@ -119,7 +120,8 @@ def _frames_message(path: Path, header: Header, expected: int) -> str:
     return (
         f"{found} (shape {(*header.shape, header.frames)}) where {expected} "
         f"channel{'s are' if expected > 1 else ' is'} expected; if the frames are modalities, name them "
-        "under 'modality' in dataset.json or with --channels; if they are time points, save each as its own file"
+        "under 'modality' in dataset.json or with --channels; if they are time points, save each "
+        "as its own file"
     )
 
 
@@ -151,7 +153,8 @@ def read_header(path: Path, *, spacing: ThreeF | None = None, limit: int = MAX_F
     if header.offset + header.n_bytes > limit:
         raise DataError(
             f"{path}: the header claims {(*shape, frames)} voxels of {dtype.itemsize} bytes = "
-            f"{header.n_bytes} bytes, more than the limit of {limit}; the header is damaged, or the file is too large"
+            f"{header.n_bytes} bytes, more than the limit of {limit}; the header is damaged, or "
+            "the file is too large"
         )
     return header
 
@@ -280,8 +283,8 @@ def _from_pixdim(
 
 def _voxels(path: Path, header: Header, limit: int) -> tuple[NDArray[Any], str]:
     """Return all voxels as stored, flat, and the file's hash; the stream is read and checked to its end."""
-    checked = read_checked(path, limit=limit)
     end = header.offset + header.n_bytes
+    checked = read_checked(path, limit=min(limit, end + _SLACK))
     if len(checked.data) < end:
         raise DataError(
             f"{path}: truncated, ends at byte {len(checked.data)} where the header promises {end} "

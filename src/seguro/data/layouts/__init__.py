@@ -17,8 +17,8 @@ __all__ = ["Findings", "Found", "Kind", "Listing", "Problem", "list_cases", "som
 def list_cases(root: Path) -> Listing:
     """Return what the folder lists, without opening an image.
 
-    `dataset.json` with `channel_names` or `file_ending` is nnU-Net's, with `training` the Decathlon's; without it the
-    names of the subfolders decide.
+    `dataset.json` with `channel_names` or `file_ending` is nnU-Net's, with `training` the Decathlon's;
+    without it the names of the subfolders decide.
 
     Raises:
         DataError: no such folder, no known layout, a malformed description, or no case at all.
@@ -46,6 +46,7 @@ def _listing(root: Path) -> Listing:
     if "training" in description or "modality" in description:
         return list_msd(root, description)
     raise DataError(
-        f"{path}: neither a Decathlon description ('training', 'modality') nor nnU-Net's ('channel_names', 'file_ending'); "
+        f"{path}: neither a Decathlon description ('training', 'modality') nor nnU-Net's "
+        "('channel_names', 'file_ending'); "
         "its keys are " + some(sorted(description), 8)
     )

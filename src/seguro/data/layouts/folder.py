@@ -1,4 +1,4 @@
-"""Plain folders: images beside labels in folders of their own, one folder per mask class, or all in one folder."""
+"""Plain folders: images and labels in folders of their own, one folder per mask class, or side by side."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _FILLER = re.compile(r"seg(mentation)?s?|masks?|labels?|manual|groundtruth|truth
 def list_folder(root: Path) -> Listing:
     """Return the cases of a folder without description.
 
-    Known are: an image folder (`images`, `imagesTr`, `ct`, ...) beside label folders with files of the same stem, or
-    stem + suffix such as `_seg`; several such folders hold one mask class each; the same below site folders; or images
-    and labels side by side in one folder, told apart by the suffix.
+    Known are: an image folder (`images`, `imagesTr`, `ct`, ...) beside label folders with files of the same
+    stem, or stem + suffix such as `_seg`; several such folders hold one mask class each; the same below
+    site folders; or images and labels side by side in one folder, told apart by the suffix.
 
     Raises:
         DataError: nothing that looks like this; the message says what was found and what is expected.
@@ -67,8 +67,10 @@ def _unknown(root: Path, subfolders: list[str]) -> str:
     kinds = Counter(p.suffix or p.name for p in root.iterdir() if p.is_file())
     listed = ", ".join(f"{n} {k}" for k, n in kinds.most_common(5)) or "no files"
     return (
-        f"{root}: no images found ({seen}; {listed}). Expected is one of: dataset.json with imagesTr and labelsTr "
-        "(Decathlon or nnU-Net); images/ and labels/ with the same file names; or scan.nii.gz beside scan_seg.nii.gz. "
+        f"{root}: no images found ({seen}; {listed}). Expected is one of: dataset.json with "
+        "imagesTr and labelsTr "
+        "(Decathlon or nnU-Net); images/ and labels/ with the same file names; or scan.nii.gz "
+        "beside scan_seg.nii.gz. "
         "Files may be .nii, .nii.gz, .png, .jpg or .tif"
     )
 
@@ -81,7 +83,7 @@ def _pair_folders(
     findings: Findings,
     site: str | None = None,
 ) -> tuple[list[Found], tuple[str, ...]]:
-    """Return the cases of an image folder and its sibling label folders, and the mask classes if there are several."""
+    """Return the cases of an image folder and its label folders, and the mask classes if several."""
     base = f"{prefix}/" if prefix else ""
     images = files(root, base + image_folder)
     special = {f for part in EXTRA for f in part[:2] if f} | {image_folder}
@@ -117,7 +119,7 @@ def _pair_folders(
 
 
 def _match(stems: set[str], labels: dict[str, Path], findings: Findings, folder: str) -> dict[str, Path]:
-    """Return label files by image stem: equal stems, or the stem and a suffix; what fits no image is an error."""
+    """Return label files by image stem: equal, or stem and suffix; what fits no image is an error."""
     out: dict[str, Path] = {}
     lost: list[tuple[str, Path]] = []
     tails = Counter(s.split("_", 1)[-1] for s in stems)
@@ -149,7 +151,7 @@ def _owner(stem: str, stems: set[str]) -> str | None:
 
 
 def _sites(root: Path, sites: list[str], findings: Findings) -> tuple[list[Found], tuple[str, ...]]:
-    """Return the cases below one folder per site; stems that occur at several sites get the site as prefix."""
+    """Return the cases below one folder per site; stems that repeat get the site as prefix."""
     parts: list[Found] = []
     kinds: set[tuple[str, ...]] = set()
     for site in sites:

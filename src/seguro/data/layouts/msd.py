@@ -1,4 +1,4 @@
-"""Medical Segmentation Decathlon folders: dataset.json, imagesTr, labelsTr, imagesTs, and imagesUn for unlabelled."""
+"""Medical Segmentation Decathlon folders, with imagesUn for unlabelled images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ DESCRIPTION = "dataset.json"
 def list_msd(root: Path, description: dict[str, Any]) -> Listing:
     """Return the cases of a Decathlon folder.
 
-    Images of the training list without a label file count as unlabelled; a label without an image is an error; files
-    that the lists do not name are used when they have no label, and left out with a warning when they have one.
+    Images of the training list without a label file count as unlabelled; a label without an image is an
+    error; files that the lists do not name are used when they have no label, and left out with a warning
+    when they have one.
 
     Raises:
         DataError: a malformed description, or one that names files outside the folder.
@@ -79,7 +80,7 @@ def _train(root: Path, description: dict[str, Any], findings: Findings) -> list[
 
 
 def _present(path: Path) -> bool:
-    """Return whether there is something of that name; a link that leads nowhere counts, and fails when read."""
+    """Return whether there is something of that name; a dead link counts, and fails when read."""
     return path.exists() or path.is_symlink()
 
 
@@ -108,7 +109,8 @@ def _entry(root: Path, entry: Any) -> tuple[Path, Path | None]:
         label = entry.get("label")
         return inside(root, entry["image"], DESCRIPTION), inside(root, label, DESCRIPTION) if label else None
     raise DataError(
-        f'{root / DESCRIPTION}: entry {str(entry)[:80]!r}, expected {{"image": ..., "label": ...}} or a file name'
+        f"{root / DESCRIPTION}: entry {str(entry)[:80]!r}, "
+        'expected {"image": ..., "label": ...} or a file name'
     )
 
 
@@ -122,7 +124,8 @@ def _unlisted(root: Path, listed: set[Path], findings: Findings) -> list[Found]:
         findings.warn(
             "pair",
             "",
-            f"{len(labelled)} pairs in imagesTr that {DESCRIPTION} does not name are left out: {some(labelled)}",
+            f"{len(labelled)} pairs in imagesTr that {DESCRIPTION} does not name are left out: "
+            f"{some(labelled)}",
         )
     if bare:
         findings.warn(
@@ -174,7 +177,7 @@ def classes_of(root: Path, labels: Any) -> Classes:
 
 
 def make_classes(root: Path, pairs: list[tuple[int, str]], ignore: int | None = None) -> Classes:
-    """Return exclusive classes of (value, name) pairs, the background first, with lateral pairs found by name."""
+    """Return exclusive classes of (value, name) pairs, background first, lateral pairs found by name."""
     names = tuple(name for _, name in pairs)
     try:
         return Classes(

@@ -1,4 +1,4 @@
-"""What names tell: patients and sites from case ids, left and right from class names, and tables that say so."""
+"""What names and tables tell: patients and sites of cases, left and right of classes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _SIDES = (("left", "right"), ("lh", "rh"), ("l", "r"))
 
 @dataclass(frozen=True)
 class Person:
-    """Patient and site of a case."""
+    """Patient and site of a case, and its split where the table says so."""
 
     patient: str
     site: str
+    split: Split | None = None
 
 
 def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
@@ -42,7 +43,7 @@ def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
     named = site or (prefix.group(1) if prefix else "site1")
     if case in table:
         entry = table[case]
-        return Person(entry.patient, entry.site or named)
+        return Person(entry.patient, entry.site or named, entry.split)
     for pattern in _PATIENT:
         if match := pattern.match(case):
             return Person(match.group(1), named)
@@ -50,10 +51,10 @@ def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
 
 
 def read_patients(path: Path) -> dict[str, Person]:
-    """Return patient and site by case id from a CSV file with the columns id, patient and (if wanted) site.
+    """Return patient, site and split by case id from a CSV file with the columns id, patient and, if wanted, site, split.
 
     Raises:
-        DataError: unreadable, other columns, an id twice, or an empty cell.
+        DataError: unreadable, other columns, an id twice, an empty cell, or a split that is not known.
     """
     try:
         text = read_checked(path, limit=MAX_JSON_BYTES).data.decode("utf-8-sig")
@@ -63,7 +64,7 @@ def read_patients(path: Path) -> dict[str, Person]:
     columns = set(rows[0]) if rows else set()
     if not {"id", "patient"} <= columns:
         raise DataError(
-            f"{path}: columns {sorted(str(c) for c in columns)}, expected id,patient and perhaps site"
+            f"{path}: columns {sorted(str(c) for c in columns)}, expected id,patient and perhaps site, split"
         )
     out: dict[str, Person] = {}
     for number, row in enumerate(rows, start=2):
@@ -72,7 +73,12 @@ def read_patients(path: Path) -> dict[str, Person]:
             raise DataError(f"{path}: line {number} has an empty id or patient")
         if case in out:
             raise DataError(f"{path}: line {number} names case {case!r} a second time")
-        out[case] = Person(patient, (row.get("site") or "").strip())
+        split = (row.get("split") or "").strip() or None
+        if split is not None and split not in get_args(Split):
+            raise DataError(
+                f"{path}: line {number} has split {split!r}, expected {', '.join(get_args(Split))}"
+            )
+        out[case] = Person(patient, (row.get("site") or "").strip(), split)
     return out
 
 
@@ -95,7 +101,7 @@ def read_annotated(path: Path, names: tuple[str, ...]) -> dict[str, tuple[str, .
 
 
 def lateral_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Return the (left, right) pairs among class names: equal but for the words left and right, lh and rh, l and r.
+    """Return the (left, right) pairs among class names: equal but for left and right, lh and rh, l and r.
 
     Example:
         >>> lateral_pairs(("liver", "right kidney", "left kidney"))

@@ -17,7 +17,7 @@ _CHANNEL = re.compile(r"^(.+)_(\d{4})$")
 
 
 def list_nnunet(root: Path, description: dict[str, Any]) -> Listing:
-    """Return the cases of an nnU-Net v2 raw folder; `imagesUn` holds unlabelled ones as in the Decathlon layout.
+    """Return the cases of an nnU-Net v2 raw folder; `imagesUn` holds unlabelled ones.
 
     Raises:
         DataError: a malformed description or an unknown file ending.
@@ -131,11 +131,13 @@ def _regions(
     paint = description.get("regions_class_order")
     if not isinstance(paint, list) or len(paint) != len(values):
         raise DataError(
-            f"{root / DESCRIPTION}: {len(values)} regions need 'regions_class_order' with {len(values)} values, found {paint!r}"
+            f"{root / DESCRIPTION}: {len(values)} regions need 'regions_class_order' with "
+            f"{len(values)} values, found {paint!r}"
         )
     if max(max(v) for v in values.values()) > 254:
         raise DataError(
-            f"{root / DESCRIPTION}: region values go up to {max(map(max, values.values()))}; 254 is the largest"
+            f"{root / DESCRIPTION}: region values go up to {max(map(max, values.values()))}; 254 "
+            "is the largest"
         )
     names = tuple(values)
     return Classes(
