@@ -178,7 +178,7 @@ def write_csv(path: Path, rows: Iterable[ScoreRow]) -> None:
     """
     order = {name: i for i, name in enumerate(METRICS)}
     stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    writer = csv.writer(stream, lineterminator="\r\n")  # as RFC 4180; it makes "\r" in a name quoted too
     writer.writerow(COLUMNS)
     for r in sorted(rows, key=lambda r: (r.case, r.cls, order.get(r.metric, len(order)), r.metric)):
         texts = [_quoted(t) for t in (r.case, r.patient, r.site, r.cls, r.metric)]

@@ -89,16 +89,23 @@ def surface_distances(truth: Mask, prediction: Mask, spacing: Sequence[float]) -
 
 def _distances(source: Mask, target: Mask, spacing: Sequence[float], shared: int) -> NDArray[np.float64]:
     """Return the distance of each voxel of `source` to the nearest of `target`; shared ones are zero."""
-    scale = np.asarray(spacing, np.float64)
-    asked = np.argwhere(source & ~target) * scale
-    # Neither balanced nor compact: on lattice points this builds twice as fast and answers up to 4x faster.
-    tree = cKDTree(np.argwhere(target) * scale, balanced_tree=False, compact_nodes=False)
+    asked = _points(source & ~target, spacing)
+    # Lattice points: not balancing builds twice as fast; 48 to a leaf answered 1.5x faster than the default 16.
+    tree = cKDTree(_points(target, spacing), leafsize=48, balanced_tree=False, compact_nodes=False)
     found = tree.query(asked)[0] if len(asked) else np.zeros(0)
     return np.concatenate([np.zeros(shared), found])
 
 
+def _points(mask: Mask, spacing: Sequence[float]) -> NDArray[np.float64]:
+    """Return the centers of the mask's voxels, (N, axes)."""
+    index = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.stack([i * s for i, s in zip(index, map(float, spacing), strict=True)], axis=1)
+
+
 def border(mask: Mask) -> Mask:
     """Return the voxels of `mask` with a face neighbour outside; beyond the array all is outside."""
+    if mask.size == 1:
+        return mask.copy()
     inner = mask.copy()
     for axis, size in enumerate(mask.shape):
         if size == 1:

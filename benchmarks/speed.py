@@ -1,0 +1,247 @@
+"""Speed beside the peer, both measured in one run: `python benchmarks/speed.py [JOB ...]`.
+
+Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
+run in one thread, alternately, after one warm-up; the best time of each counts. Peak memory is what a fresh
+process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from seguro.core.files import write_json
+from seguro.core.stage import machine
+
+OUT = Path(__file__).parent / "speed.json"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Ours and the peer's way to do one piece of work; `peer` None where there is nothing to compare with."""
+
+    size: str
+    ours: Callable[[], object]
+    peer_name: str | None = None
+    peer: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the table: how to make the pair, and the limit that the work must keep."""
+
+    make: Callable[[], Pair]
+    repeats: int = 3
+    limit_s: float | None = None
+    least_ratio: float | None = None
+    """The peer must take at least so many times longer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    job: str
+    size: str
+    ours_s: float
+    peer: str | None
+    peer_s: float | None
+    ratio: float | None
+    limit_s: float | None
+    peak_mb: float
+    peer_peak_mb: float | None
+
+
+SPACING = (2.5, 0.8, 0.8)
+
+
+def organ(seed: int) -> np.ndarray:
+    """A wavy ellipsoid of 1.7 million voxels in 200 x 512 x 512; another seed segments it plausibly."""
+    z, y, x = np.ogrid[:200, :512, :512]
+    center = (100 + 2 * seed, 250 + 4 * seed, 200 + 5 * seed)
+    distance = sum(((v - c) / r) ** 2 for v, c, r in zip((z, y, x), center, (40, 90, 110), strict=True))
+    return distance + 0.15 * np.sin(z / 5 + seed) * np.cos(y / 9) * np.sin(x / 11) < 1
+
+
+def ours_surface(truth: np.ndarray, prediction: np.ndarray) -> tuple[float, ...]:
+    from seguro.evaluation.surface import surface_distances
+
+    distances = surface_distances(truth, prediction, SPACING)
+    return distances.hd, distances.hd95, distances.assd, distances.nsd(2.0)
+
+
+def surface_hd95() -> Pair:
+    """All four of our surface metrics against MONAI's HD95 alone: the hardest comparison."""
+    import monai.metrics
+    import torch
+
+    torch.set_num_threads(1)
+    truth, prediction = organ(0), organ(1)
+    tensors = [torch.from_numpy(m[None, None]) for m in (prediction, truth)]
+
+    def peer() -> float:
+        return monai.metrics.compute_hausdorff_distance(
+            *tensors, include_background=True, percentile=95, spacing=SPACING
+        ).item()
+
+    _same(ours_surface(truth, prediction)[1:2], (peer(),))
+    return Pair("1 organ in 200x512x512", lambda: ours_surface(truth, prediction), "MONAI HD95", peer)
+
+
+def surface_all() -> Pair:
+    """HD, HD95, ASSD and NSD against MONAI's four functions."""
+    import monai.metrics as m
+    import torch
+
+    torch.set_num_threads(1)
+    truth, prediction = organ(0), organ(1)
+    tensors = [torch.from_numpy(a[None, None]) for a in (prediction, truth)]
+    options = {"include_background": True, "spacing": SPACING}
+
+    def peer() -> tuple[float, ...]:
+        return (
+            m.compute_hausdorff_distance(*tensors, **options).item(),
+            m.compute_hausdorff_distance(*tensors, percentile=95, **options).item(),
+            m.compute_average_surface_distance(*tensors, symmetric=True, **options).item(),
+            m.compute_surface_dice(*tensors, [2.0], **options).item(),
+        )
+
+    _same(ours_surface(truth, prediction), peer())
+    return Pair("1 organ in 200x512x512", lambda: ours_surface(truth, prediction), "MONAI, 4 metrics", peer)
+
+
+def surface_transform() -> Pair:
+    """Our k-d tree against scipy's distance transform of the cropped box, both for all four metrics."""
+    truth, prediction = organ(0), organ(1)
+
+    def peer() -> tuple[float, ...]:
+        from scipy.ndimage import distance_transform_edt
+
+        from seguro.evaluation.surface import SurfaceDistances, border, joint_box
+
+        box = joint_box(truth, prediction)
+        a, b = border(truth[box]), border(prediction[box])
+        distances = SurfaceDistances(
+            distance_transform_edt(~b, sampling=SPACING)[a], distance_transform_edt(~a, sampling=SPACING)[b]
+        )
+        return distances.hd, distances.hd95, distances.assd, distances.nsd(2.0)
+
+    _same(ours_surface(truth, prediction), peer(), tolerance=1e-6)
+    return Pair("1 organ in 200x512x512", lambda: ours_surface(truth, prediction), "scipy EDT, cropped", peer)
+
+
+def _same(ours: tuple[float, ...], theirs: tuple[float, ...], tolerance: float = 1e-3) -> None:
+    """Stop when the two sides do not do the same work (MONAI returns float32)."""
+    np.testing.assert_allclose(ours, theirs, atol=tolerance)
+
+
+JOBS: dict[str, Job] = {
+    "surface metrics vs MONAI HD95": Job(surface_hd95, least_ratio=5),
+    "surface metrics vs MONAI": Job(surface_all, least_ratio=5),
+    "surface metrics vs distance transform": Job(surface_transform),
+}
+
+
+def measure(name: str) -> Row:
+    """Return the row of one job: times here, peak memory in fresh processes."""
+    job = JOBS[name]
+    pair = job.make()
+    sides = [pair.ours, *([pair.peer] if pair.peer else [])]
+    times: list[list[float]] = [[] for _ in sides]
+    for side in sides:
+        side()
+    for _ in range(job.repeats):
+        for side, of_side in zip(sides, times, strict=True):
+            start = time.perf_counter()
+            side()
+            of_side.append(time.perf_counter() - start)
+    ours_s, peer_s = min(times[0]), min(times[1]) if pair.peer else None
+    return Row(
+        name,
+        pair.size,
+        round(ours_s, 4),
+        pair.peer_name,
+        None if peer_s is None else round(peer_s, 4),
+        None if peer_s is None else round(peer_s / ours_s, 2),
+        job.limit_s,
+        peak_mb(name, peer=False),
+        peak_mb(name, peer=True) if pair.peer else None,
+    )
+
+
+def peak_mb(name: str, *, peer: bool) -> float:
+    """Return by how much one call raises the largest resident size of a fresh process, in MB."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak, (name, peer))
+
+
+def _peak(name: str, peer: bool) -> float:
+    """Free what preparation left, then read the high-water mark before and after one call."""
+    pair = JOBS[name].make()
+    side = pair.peer if peer and pair.peer else pair.ours
+    clear = Path("/proc/self/clear_refs")
+    try:
+        clear.write_text("5")  # resets VmHWM to the current resident size
+    except OSError:
+        warnings.warn("cannot reset the memory high-water mark; peaks include preparation", stacklevel=1)
+    before = _resident_mb("VmRSS")
+    side()
+    return round(_resident_mb("VmHWM") - before, 1)
+
+
+def _resident_mb(field: str) -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    line = next(s for s in status.read_text().splitlines() if s.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("jobs", nargs="*", help=f"of: {'; '.join(JOBS)}")
+    chosen = parser.parse_args().jobs or list(JOBS)
+    unknown = [name for name in chosen if name not in JOBS]
+    if unknown:
+        parser.error(f"unknown jobs {unknown}; known are {list(JOBS)}")
+    rows = {r["job"]: r for r in json.loads(OUT.read_text())["rows"]} if OUT.exists() else {}
+    print(f"{'job':40} {'ours':>9} {'peer':>9} {'ratio':>6} {'MB':>7} {'peer MB':>8}  peer")
+    late = []
+    for name in chosen:
+        row = measure(name)
+        rows[name] = asdict(row)
+        job = JOBS[name]
+        print(
+            f"{name:40} {row.ours_s:8.3f}s {row.peer_s or float('nan'):8.3f}s "
+            f"{row.ratio or float('nan'):6.1f} {row.peak_mb:7.0f} {row.peer_peak_mb or float('nan'):8.0f}  {row.peer or '-'}"
+        )
+        if (job.limit_s and row.ours_s > job.limit_s) or (
+            job.least_ratio and (row.ratio or 0) < job.least_ratio
+        ):
+            late.append(
+                f"{name}: {row.ours_s} s, ratio {row.ratio}; asked {job.limit_s} s, ratio {job.least_ratio}"
+            )
+    versions = {
+        m: sys.modules[m].__version__ for m in ("numpy", "scipy", "torch", "monai") if m in sys.modules
+    }
+    ordered = [rows[name] for name in sorted(rows, key=lambda n: [*JOBS, n].index(n))]
+    write_json(OUT, {"machine": machine(), "threads": 1, "versions": versions, "rows": ordered})
+    print(f"written: {OUT.name}", *late, sep="\n")
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    sys.exit(main())
