@@ -225,7 +225,8 @@ def main() -> int:
         job = JOBS[name]
         print(
             f"{name:40} {row.ours_s:8.3f}s {row.peer_s or float('nan'):8.3f}s "
-            f"{row.ratio or float('nan'):6.1f} {row.peak_mb:7.0f} {row.peer_peak_mb or float('nan'):8.0f}  {row.peer or '-'}"
+            f"{row.ratio or float('nan'):6.1f} {row.peak_mb:7.0f} {row.peer_peak_mb or float('nan'):8.0f}  "
+            f"{row.peer or '-'}"
         )
         if (job.limit_s and row.ours_s > job.limit_s) or (
             job.least_ratio and (row.ratio or 0) < job.least_ratio

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_checked, sha256_file, write_text
-from seguro.core.stage import Stage, locked, output_hash
-from seguro.core.types import Case, Manifest
+from seguro.core.stage import Stage, locked
+from seguro.core.types import Case, Classes, Manifest, Volume
 
 if TYPE_CHECKING:
     from seguro.data.plan import Plan
@@ -73,7 +73,9 @@ def workspace_of(data: Path, out: Path | None = None) -> Path:
         return data
     workspace = Path(out) if out is not None else Path(f"{data.resolve().name}.seguro")
     if data.is_dir() and workspace.resolve().is_relative_to(data.resolve()) and not is_workspace(data):
-        raise ConfigError(f"{workspace} lies inside the input folder {data}, which is never written to; choose another --out")
+        raise ConfigError(
+            f"{workspace} lies inside the input folder {data}, which is never written to; choose another --out"
+        )
     return workspace
 
 
@@ -118,7 +120,7 @@ def plan(
     from seguro.networks.unet import training_bytes
 
     workspace = workspace_of(data, out)
-    manifest = manifest_of(data, workspace, progress=progress)
+    manifest = manifest_of(data, workspace, progress=progress, say=say)
     made = planner.ensure(
         workspace,
         manifest,
@@ -129,6 +131,36 @@ def plan(
         say=say,
     )
     return workspace, manifest, made
+
+
+def prepare(
+    data: Path,
+    *,
+    out: Path | None = None,
+    options: PlanOptions | None = None,
+    jobs: int = 2,
+    progress: Count | None = None,
+    say: Say = _quiet,
+) -> Path:
+    """Check, plan and write the store; returns its folder. Arguments as in `plan`.
+
+    Raises:
+        DataError: a case cannot be prepared.
+        RunError: the disk has too little room, or another process works in the workspace.
+    """
+    import shutil
+
+    from seguro.core.errors import RunError
+    from seguro.data import store
+
+    with locked(workspace_of(data, out)):
+        workspace, manifest, made = plan(data, out=out, options=options, jobs=jobs, progress=progress, say=say)
+        cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+        size, free = store.predicted_bytes(cases, made), shutil.disk_usage(workspace).free
+        say(f"store {size / 2**20:.0f} MiB for {len(cases)} cases")
+        if size > free:
+            raise RunError(f"{workspace}: the store needs {size} bytes, {free} are free; use another --out")
+        return store.prepare(workspace, manifest, made, jobs=jobs, progress=progress)
 
 
 def train(
@@ -153,7 +185,6 @@ def train(
     """
     import torch
 
-    from seguro.data.store import predicted_bytes, prepare
     from seguro.engine.runtime import Runtime
 
     options = options or TrainOptions()
@@ -165,19 +196,12 @@ def train(
         workspace = workspace_of(data, out)
         quiet(f"workspace {workspace}/")
         if runtime.rank == 0:
-            with locked(workspace):
-                _, manifest, made = plan(
-                    data, out=out, options=plan_options, jobs=jobs, progress=count, say=quiet
-                )
-                for reason in made.reasons:
-                    quiet(f"  {reason}")
-                cases = (*manifest.of("train"), *manifest.of("unlabelled"))
-                quiet(f"store {predicted_bytes(cases, made) / 2**20:.0f} MiB for {len(cases)} cases")
-                store = prepare(workspace, manifest, made, jobs=jobs, progress=count)
+            prepare(data, out=out, options=plan_options, jobs=jobs, progress=count, say=quiet)
         runtime.barrier()
-        if runtime.rank != 0:
-            _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
-            store = workspace / "store" / made.preprocessing_hash
+        _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
+        for reason in made.reasons:
+            quiet(f"  {reason}")
+        store = workspace / "store" / made.preprocessing_hash
         return _train(workspace, manifest, made, store, options, runtime, progress, quiet)
     finally:
         runtime.close()
@@ -206,11 +230,16 @@ def _train(
     method_class = get(options.method)
     preset, config = configure(options, gpu=runtime.device.type == "cuda")
     if plan.dims not in method_class.needs.dims:
-        raise ConfigError(f"method {options.method} works in {method_class.needs.dims} dimensions, the plan has {plan.dims}")
+        raise ConfigError(
+            f"method {options.method} works in {method_class.needs.dims} dimensions, the plan has {plan.dims}"
+        )
     train_cases, validation_cases = cases_of_fold(manifest, plan, options.fold, method_class.needs.labels)
     budget = None if options.updates else seconds(options.budget or DEFAULT_BUDGET)
     batch = options.batch or plan.batch
-    name = options.name or f"{options.method}-{config.network if hasattr(config, 'network') else 'own'}-fold{options.fold}"
+    name = (
+        options.name
+        or f"{options.method}-{config.network if hasattr(config, 'network') else 'own'}-fold{options.fold}"
+    )
     folder = workspace / "runs" / name
     reads = {c.id: c.hash for c in (*train_cases, *validation_cases)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
@@ -254,14 +283,18 @@ def _train(
         Limits(options.updates, budget, options.validations, options.patience),
         batch=batch,
         seed=options.seed,
-        validate=dice_validation(Cases(store, validation_cases, plan.classes), runtime) if monitored else None,
+        validate=dice_validation(Cases(store, validation_cases, plan.classes), runtime)
+        if monitored
+        else None,
         progress=progress,
         say=say,
         workers=options.workers,
     )
     if runtime.rank == 0:
         with locked(folder):
-            write_text(folder / "config.yaml", yaml.safe_dump({"key": stage.key, **resolved}, sort_keys=False))
+            write_text(
+                folder / "config.yaml", yaml.safe_dump({"key": stage.key, **resolved}, sort_keys=False)
+            )
             chosen = loop.fit()
             load_modules(method.modules, chosen.tensors, "modules.")
             load_modules(loop.run.averaged, chosen.tensors, "averaged.")
@@ -305,7 +338,9 @@ def _same_or_refuse(folder: Path, stage: Stage) -> None:
     ]
     changed = changed or stage.difference() or ["the training cases or the plan"]
     raise ConfigError(
-        f"{folder} was made with other settings:\n  " + "\n  ".join(changed) + "\nuse --name for a new run, or remove the folder"
+        f"{folder} was made with other settings:\n  "
+        + "\n  ".join(changed)
+        + "\nuse --name for a new run, or remove the folder"
     )
 
 
@@ -322,7 +357,9 @@ def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
     if preset == "auto":
         preset = "small" if not gpu and "small" in kind.presets else "default"
     if preset != "default" and preset not in kind.presets:
-        raise ConfigError(f"method {options.method} has no preset {preset!r}; it has default, {', '.join(kind.presets)}")
+        raise ConfigError(
+            f"method {options.method} has no preset {preset!r}; it has default, {', '.join(kind.presets)}"
+        )
     fields: dict[str, Any] = merge({}, {} if preset == "default" else kind.presets[preset])
     if options.network:
         same = fields.get("network", kind.Config.model_fields["network"].default) == options.network
@@ -393,7 +430,9 @@ def seconds(text: str) -> float:
         >>> seconds("1h30m")
         5400.0
     """
-    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower())
+    found = re.fullmatch(
+        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower()
+    )
     if not text.strip() or found is None:
         raise ConfigError(f"--budget {text!r}: expected a time such as 45m, 2h or 1h30m")
     hours, minutes, rest = (float(g or 0) for g in found.groups())
@@ -440,14 +479,58 @@ def cases_of_fold(
     return train, validation
 
 
-def load(path: Path, device: str = "cpu") -> Model:
-    """Return a trained model, ready to predict: `load(run).predict(image)`."""
+class Segmenter:
+    """A trained model, or several as an ensemble, for use from Python.
+
+    Args:
+        models: loaded models of the same task, on `device`.
+        device: where they are.
+    """
+
+    def __init__(self, models: Sequence[Model], device: str = "cpu") -> None:
+        from seguro.inference.ensemble import Ensemble
+
+        self.models = tuple(models)
+        self._ensemble = Ensemble(models, device=device)
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that it segments."""
+        return self._ensemble.classes
+
+    def predict(self, image: Volume | Path | str | Sequence[Path | str]) -> Volume:
+        """Return the label (Z, Y, X) of file values on the image's own grid.
+
+        Args:
+            image: a volume, a file, or one file per channel. Save the result with
+                `seguro.data.formats.write_label(path, label.array, label.source)`.
+
+        Raises:
+            DataError: a file that cannot be used, or other channels than the model's.
+        """
+        from seguro.data.formats import read_image
+
+        if not isinstance(image, Volume):
+            files = [image] if isinstance(image, str | Path) else list(image)
+            image = read_image([Path(f) for f in files], channels=len(self._ensemble.channels))
+        return Volume(self._ensemble.label(image), image.grid, image.source)
+
+
+def load(*paths: Path | str, device: str = "cpu") -> Segmenter:
+    """Return the model of a run or model folder, ready to predict; several paths give an ensemble.
+
+    Raises:
+        DataError: no model there, or a damaged one.
+
+    Example:
+        >>> load("brains.seguro/runs/demo").predict("scan.nii.gz")  # doctest: +SKIP
+    """
     from seguro.engine.model import load_model
 
-    return load_model(Path(path), device)
+    return Segmenter([load_model(Path(p), device) for p in paths], device)
 
 
 __all__ = [
-    "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "output_hash", "plan",
+    "Segmenter", "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "plan", "prepare",
     "read_yaml", "seconds", "settings_from", "train", "workspace_of",
 ]  # fmt: skip

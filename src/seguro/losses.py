@@ -21,7 +21,9 @@ DICE_SMOOTH = 1.0
 def one_hot(label: Tensor, classes: Classes) -> Tensor:
     """Return float targets (N, n, *size) of stored labels (N, *size); ignored voxels are zero in every class."""
     if classes.regions:
-        hits = [torch.isin(label, torch.tensor(v, device=label.device, dtype=label.dtype)) for v in classes.values]
+        hits = [
+            torch.isin(label, torch.tensor(v, device=label.device, dtype=label.dtype)) for v in classes.values
+        ]
         return torch.stack(hits, dim=1).float()
     hot = F.one_hot(torch.where(label == IGNORE, 0, label).long(), classes.n).movedim(-1, 1).float()
     return hot * (label != IGNORE).unsqueeze(1)
@@ -56,7 +58,9 @@ def cross_entropy(logits: Tensor, label: Tensor, annotated: Tensor, classes: Cla
         weight = known.reshape(*known.shape, *[1] * valid[0].ndim)
         per_voxel = (per_voxel * weight).sum(1) / weight.sum(1).clamp(min=1)
     else:
-        per_voxel = F.nll_loss(_marginal_log(logits, known), label.long(), ignore_index=IGNORE, reduction="none")
+        per_voxel = F.nll_loss(
+            _marginal_log(logits, known), label.long(), ignore_index=IGNORE, reduction="none"
+        )
     dims = tuple(range(1, label.ndim))
     return ((per_voxel * valid).sum(dims) / valid.sum(dims).clamp(min=1)).mean()
 

@@ -41,7 +41,9 @@ class Setting:
         torch.manual_seed(derive(seed, "init"))
         return kind(kind.Config.model_validate(kind.presets["tiny"]), self.plan, build)
 
-    def loop(self, name: str, folder: Path, *, updates: int, seed: int = 0, batch: int = 2, **more: Any) -> Loop:
+    def loop(
+        self, name: str, folder: Path, *, updates: int, seed: int = 0, batch: int = 2, **more: Any
+    ) -> Loop:
         """A loop over the tiny method in `folder`."""
         method = self.method(name, seed)
         limits = Limits(updates=updates, validations=2)
@@ -66,7 +68,9 @@ def two_d(flat_folder, tmp_path_factory) -> Setting:
 
 def rows() -> list[Any]:
     """Every method in every dimension it works in."""
-    return [pytest.param((name, dims), id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims]
+    return [
+        pytest.param((name, dims), id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims
+    ]
 
 
 @pytest.fixture(params=rows())

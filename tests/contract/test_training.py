@@ -48,7 +48,9 @@ def test_every_trainable_parameter_moves(row, tmp_path):
     loop.fit()
     for key, parameter in loop.method.modules.named_parameters():
         moved = not torch.equal(parameter, before[key])
-        assert moved == parameter.requires_grad, f"{key}: requires_grad {parameter.requires_grad}, moved {moved}"
+        assert moved == parameter.requires_grad, (
+            f"{key}: requires_grad {parameter.requires_grad}, moved {moved}"
+        )
     for key, value in weights(loop).items():
         assert torch.isfinite(value.float()).all(), key
 
@@ -75,7 +77,10 @@ def test_it_resumes_bit_equal(row, tmp_path, stop_at):
     assert whole.keys() == resumed.keys()
     unequal = [k for k in whole if not torch.equal(whole[k], resumed[k])]
     assert not unequal
-    logs = [[(e["update"], e["kind"], e.get("loss")) for e in log_lines(tmp_path / f)] for f in ("whole", "broken")]
+    logs = [
+        [(e["update"], e["kind"], e.get("loss")) for e in log_lines(tmp_path / f)]
+        for f in ("whole", "broken")
+    ]
     assert logs[0] == logs[1]
 
 

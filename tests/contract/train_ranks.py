@@ -31,12 +31,16 @@ def main(name: str, workspace: Path, out: Path) -> None:
     method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
     train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
     cases = Cases(store, train, plan.classes, hide_labels=kind.needs.labels == "none")
-    validate = dice_validation(Cases(store, validation, plan.classes), runtime) if kind.needs.segments else None
+    validate = (
+        dice_validation(Cases(store, validation, plan.classes), runtime) if kind.needs.segments else None
+    )
     limits = Limits(updates=4, validations=2)
     loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
     loop.fit()
     if runtime.rank == 0:
-        save_file({k: v.contiguous() for k, v in method.modules.state_dict().items()}, out / "final.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in method.modules.state_dict().items()}, out / "final.safetensors"
+        )
     runtime.close()
 
 

@@ -26,6 +26,6 @@ def test_voxels_count_foreground_classes_and_overlaps():
 
 
 def test_probabilities_are_softmax_or_sigmoid():
-    logits = torch.tensor([[0.0], [np.log(3.0)], [0.0]])
+    logits = torch.tensor([[0.0], [np.log(3.0)], [0.0]], dtype=torch.float32)
     assert torch.allclose(probabilities(logits, CLASSES)[:, 0], torch.tensor([0.2, 0.6, 0.2]))
     assert torch.allclose(probabilities(logits[:2], REGIONS)[:, 0], torch.tensor([0.5, 0.75]))

@@ -33,7 +33,7 @@ def test_the_mean_is_over_probabilities(fake):
 
 
 def test_left_and_right_swap_when_mirrored_along_x_only(fake, paired):
-    # "left" is bright in the low half of x: right for the image as it is, and for its mirror image after the swap
+    # "left" is always the low half of x, also in the mirrored image: right again after the swap
     x = torch.zeros(1, 1, 2, 2, 4)
 
     def sides(x):
@@ -61,8 +61,7 @@ def test_lateral_classes_swap_in_slices_of_any_axis(fake, assemble, paired, slic
     run = lambda flips: assemble(  # noqa: E731
         planned_slabs(predictor, x, axis=slice_axis, flips=flips), slice_axis, 4)  # fmt: skip
     plain = torch.softmax(run(()), dim=0)
-    # at mirrored x the two channels of this network trade places only if x changes sign, which mirroring does not do
-    # to voxelwise networks: what is asked is that flip, swap and mean equal the explicit computation
+    # a network that works voxel by voxel gives the same after the flip back, so only the swap remains
     mirrored = plain[[0, 2, 1]]
     flipped = torch.softmax(run((2,)), dim=0)
     expected = plain if slice_axis == 2 else (plain + mirrored) / 2

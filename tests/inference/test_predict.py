@@ -26,7 +26,9 @@ def images(phantom_folder):
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def hashes(folder):
@@ -63,7 +65,9 @@ def test_volumes_are_counts_times_voxel_size(model, images, tmp_path):
         volume = read_label(tmp_path / f"{row['case']}.nii.gz")
         count = int((volume.array == int(row["class"][-1])).sum())
         assert int(row["voxels"]) == count
-        assert float(row["ml"]) == pytest.approx(count * volume.grid.voxel_ml, rel=1e-5)  # six digits are written
+        assert float(row["ml"]) == pytest.approx(
+            count * volume.grid.voxel_ml, rel=1e-5
+        )  # six digits are written
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PSR", "IRA"])
@@ -84,7 +88,9 @@ def test_the_axis_order_of_the_file_changes_nothing(model, tmp_path, codes):
 @pytest.mark.parametrize("shape", [(5, 31, 17), (1, 9, 40)])
 def test_anisotropic_spacing_and_odd_sizes_equal_the_full_buffer(model, second, tmp_path, spacing, shape):
     image = phantom.write_nifti(
-        tmp_path / "in.nii.gz", np.random.default_rng(1).normal(size=shape).astype(np.float32), spacing=spacing
+        tmp_path / "in.nii.gz",
+        np.random.default_rng(1).normal(size=shape).astype(np.float32),
+        spacing=spacing,
     )
     predict([model, second], image, tmp_path / "out", probabilities=True)
     volume = read_image([image])
@@ -96,11 +102,15 @@ def test_anisotropic_spacing_and_odd_sizes_equal_the_full_buffer(model, second, 
 
         with torch.inference_mode():
             logits = torch.cat([v for _, _, v in planned_slabs(loaded.predictor, planned, axis=1)], dim=2)
-            p = torch.nn.functional.interpolate(logits.softmax(0)[None], size=volume.grid.shape, mode="trilinear")
+            p = torch.nn.functional.interpolate(
+                logits.softmax(0)[None], size=volume.grid.shape, mode="trilinear"
+            )
         assert logits.shape[1:] == grid.shape
         total = total + p[0] / 2
     written = read_image([tmp_path / "out" / "probabilities" / "in.nii.gz"], channels=3).array
-    assert np.allclose(written, total.numpy(), rtol=0, atol=1e-4)  # slab axes differ: blending in another order
+    assert np.allclose(
+        written, total.numpy(), rtol=0, atol=1e-4
+    )  # slab axes differ: blending in another order
     label = read_label(tmp_path / "out" / "in.nii.gz").array
     margin = np.sort(written, axis=0)[-1] - np.sort(written, axis=0)[-2]
     assert np.array_equal(label[margin > 1e-3], written.argmax(0)[margin > 1e-3])

@@ -57,7 +57,7 @@ def test_blocks_depend_on_the_native_grid_alone():
 
 
 def test_only_the_needed_planes_are_held():
-    """Upsampling twice, one planned plane at a time: a block comes out before the next but one plane is asked for."""
+    """Upsampling twice, plane by plane: a block comes out before the next but one plane is asked for."""
     asked = []
 
     def slow():

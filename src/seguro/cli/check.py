@@ -29,6 +29,7 @@ HEADINGS = {
     "label": "Labels",
     "pair": "Images and labels that do not pair",
     "leak": "Leaks",
+    "duplicate": "Duplicates",
     "layout": "Folder",
     "spacing": "Voxel size",
     "patient": "Patients and sites",

@@ -14,8 +14,12 @@ def plan(
     data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
     out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     memory: Annotated[Optional[float], typer.Option(min=0.01, help="GiB of one training step.")] = None,
-    dims: Annotated[Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")] = None,
-    device: Annotated[str, typer.Option(help="Where it will be trained; decides the default of --memory.")] = "auto",
+    dims: Annotated[
+        Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where it will be trained; decides the default of --memory.")
+    ] = "auto",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -33,12 +37,21 @@ def plan(
     workspace = api.workspace_of(data, out)
     path = workspace / "plan" / "plan.json"
     if dry_run:
-        finish(out_console, result={"would_write": str(path)}, as_json=as_json, then=f"seguro plan {shlex.quote(str(data))}")
+        finish(
+            out_console,
+            result={"would_write": str(path)},
+            as_json=as_json,
+            then=f"seguro plan {shlex.quote(str(data))}",
+        )
         return
     options = plan_options_for(memory=memory, dims=dims, seed=seed, device=device)
     with counting(out_console, "reading cases") as count:
-        _, _, made = api.plan(data, out=out, options=options, progress=count, say=lambda s: out_console.print(escape(s)))
-    out_console.print(f"[bold]{escape(made.name)}[/]: {made.dims}-D, spacing {made.spacing} {made.unit}, {path}")
+        _, _, made = api.plan(
+            data, out=out, options=options, progress=count, say=lambda s: out_console.print(escape(s))
+        )
+    out_console.print(
+        f"[bold]{escape(made.name)}[/]: {made.dims}-D, spacing {made.spacing} {made.unit}, {path}"
+    )
     for reason in made.reasons:
         out_console.print(f"  {escape(reason)}")
     finish(

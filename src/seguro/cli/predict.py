@@ -174,9 +174,7 @@ def tasks_of(
     tasks = [Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m)) for m, chosen in groups]
     for task in tasks:
         if not task.n:
-            raise ConfigError(
-                f"--cases {cases}: {manifest.name} has none; see {workspace / 'check' / 'manifest.json'}"
-            )
+            raise ConfigError(f"--cases {cases}: {manifest.name} has none; choose other --cases")
     return tasks
 
 
@@ -206,7 +204,7 @@ def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
         workspace = run.parent.parent
     else:
         raise ConfigError(
-            f"{model} is a bare model folder and lies in no workspace; say whose cases: --data WORKSPACE"
+            f"{model} is a bare model folder in no workspace; say whose cases: --data WORKSPACE"
         )
     if not is_workspace(workspace):
         raise ConfigError(
@@ -230,9 +228,7 @@ def validation_cases(model: Path, workspace: Path, manifest: Manifest) -> tuple[
     plan = Plan.model_validate(read_json(workspace / "plan" / "plan.json"))
     chosen = cases_of_fold(manifest, plan, fold, "none")[1]
     if not chosen:
-        raise ConfigError(
-            f"{run}: trained on every case (fold {fold!r}), so none is left to validate on; use --cases test"
-        )
+        raise ConfigError(f"{run}: trained on every case (fold {fold!r}), none is left; use --cases test")
     return chosen
 
 
@@ -244,7 +240,7 @@ def three(text: str | None) -> ThreeF | None:
         z, y, x = (float(part) for part in text.split(","))
     except ValueError as error:
         raise ConfigError(f"--spacing {text}: expected three numbers Z,Y,X, e.g. 2.5,0.8,0.8") from error
-    if not min(z, y, x) > 0:
+    if not all(0 < v < float("inf") for v in (z, y, x)):
         raise ConfigError(f"--spacing {text}: expected three numbers above 0")
     return z, y, x
 

@@ -19,30 +19,26 @@ def prepare(
 ) -> None:
     """Fill the store; finished cases are kept, a killed command goes on where it stopped."""
     import shlex
-    import shutil
 
     from rich.markup import escape
 
     from seguro import api
     from seguro.cli.progress import counting
-    from seguro.core.errors import RunError
-    from seguro.core.stage import locked
-    from seguro.data import store
 
     out_console = console(as_json)
-    workspace, manifest, plan = api.plan(data, out=out, jobs=jobs, say=lambda s: out_console.print(escape(s)))
-    cases = (*manifest.of("train"), *manifest.of("unlabelled"))
-    size = store.predicted_bytes(cases, plan)
-    out_console.print(f"{len(cases)} cases, about {size / 2**20:.0f} MiB")
-    if not dry_run:
-        free = shutil.disk_usage(workspace).free
-        if size > free:
-            raise RunError(f"{workspace}: the store needs {size} bytes, {free} are free; use another --out")
-        with locked(workspace), counting(out_console, "preparing") as count:
-            store.prepare(workspace, manifest, plan, jobs=jobs, progress=count)
-    finish(
-        out_console,
-        result={"store": str(workspace / "store" / plan.preprocessing_hash), "bytes": size, "cases": len(cases)},
-        as_json=as_json,
-        then=f"seguro train {shlex.quote(str(workspace))}",
-    )
+    say = lambda line: out_console.print(escape(line))  # noqa: E731
+    workspace = api.workspace_of(data, out)
+    result: dict[str, object] = {"workspace": str(workspace)}
+    if dry_run:
+        from seguro.data import store
+
+        _, manifest, plan = api.plan(data, out=out, jobs=jobs, say=say)
+        cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+        size = store.predicted_bytes(cases, plan)
+        say(f"would write {len(cases)} cases, about {size / 2**20:.0f} MiB")
+        result |= {"bytes": size, "cases": len(cases)}
+    else:
+        with counting(out_console, "preparing") as count:
+            folder = api.prepare(data, out=out, jobs=jobs, progress=count, say=say)
+        result |= {"store": str(folder)}
+    finish(out_console, result=result, as_json=as_json, then=f"seguro train {shlex.quote(str(workspace))}")

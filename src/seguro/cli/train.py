@@ -18,19 +18,30 @@ def train(
     preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
     config: Annotated[Optional[Path], typer.Option(help="YAML file with fields of the method.")] = None,
     set_: Annotated[Optional[list[str]], typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
-    folds: Annotated[str, typer.Option(help="A fold of the plan, several with commas, 'all' for each in turn, "
-                                            "'none' to train on every case.")] = "0",
+    folds: Annotated[
+        str,
+        typer.Option(
+            help="A fold of the plan, several with commas, 'all' for each in turn, "
+            "'none' to train on every case."
+        ),
+    ] = "0",
     updates: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many updates.")] = None,
     budget: Annotated[Optional[str], typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
-    batch: Annotated[Optional[int], typer.Option(min=1, help="Samples per update; the plan's by default.")] = None,
+    batch: Annotated[
+        Optional[int], typer.Option(min=1, help="Samples per update; the plan's by default.")
+    ] = None,
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without gain.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
     init: Annotated[Optional[Path], typer.Option(help="Start from this run's or model's weights.")] = None,
     name: Annotated[Optional[str], typer.Option(help="Name of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 16-mixed.")] = "auto",
-    memory: Annotated[Optional[float], typer.Option(min=0.01, help="GiB of one training step; decides the patch.")] = None,
-    dims: Annotated[Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")] = None,
+    memory: Annotated[
+        Optional[float], typer.Option(min=0.01, help="GiB of one training step; decides the patch.")
+    ] = None,
+    dims: Annotated[
+        Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
+    ] = None,
     threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads of the network.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
     seed: Seed = 0,
@@ -71,7 +82,9 @@ def train(
         this = replace(options, fold=fold, name=f"{name}-fold{fold}" if name and len(names) > 1 else name)
         with counting(out_console, "reading cases") as count, training(out_console) as progress:
             runs.append(
-                api.train(data, this, out=out, plan_options=plan_options, count=count, progress=progress, say=say)
+                api.train(
+                    data, this, out=out, plan_options=plan_options, count=count, progress=progress, say=say
+                )
             )
     model = " ".join(f"--also {shlex.quote(str(r))}" for r in runs[1:])
     target = f"--data {shlex.quote(str(workspace))} --cases validation" if names != [api.ALL] else "IMAGES"
@@ -123,7 +136,11 @@ def describe(data: Path, out: Path | None, plan_options: Any, options: Any, name
 
     workspace = api.workspace_of(data, out)
     preset, config = api.configure(options, gpu=_gpu(options.device))
-    stages = [s for s, p in (("check", "check/manifest.json"), ("plan", "plan/plan.json")) if not (workspace / p).exists()]
+    stages = [
+        s
+        for s, p in (("check", "check/manifest.json"), ("plan", "plan/plan.json"))
+        if not (workspace / p).exists()
+    ]
     return [
         f"workspace {workspace}/",
         f"would run: {', '.join([*stages, 'prepare', 'train'])} for fold{'s' * (len(names) > 1)} {', '.join(names)}",

@@ -53,11 +53,15 @@ def read_checked(path: Path, *, limit: int = MAX_FILE_BYTES) -> Checked:
             else:
                 size = os.fstat(stream.fileno()).st_size
                 if size > limit:
-                    raise DataError(f"{path}: {size} bytes, more than the limit of {limit}; raise the limit if this is right")
+                    raise DataError(
+                        f"{path}: {size} bytes, more than the limit of {limit}; raise the limit if this is right"
+                    )
                 data = stream.read()
                 digest.update(data)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); check the path and its permissions") from error
+        raise DataError(
+            f"{path}: cannot be read ({_reason(error)}); check the path and its permissions"
+        ) from error
     if not data:
         raise DataError(f"{path}: the file is empty (0 bytes); copy it again from its source")
     return Checked(data, digest.hexdigest())

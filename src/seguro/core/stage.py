@@ -109,7 +109,9 @@ def output_hash(folder: Path) -> str:
     """
     path = folder / STAGE_FILE
     if not path.exists():
-        raise RunError(f"{folder}: no finished stage here (no {STAGE_FILE}); run the stage that writes it first")
+        raise RunError(
+            f"{folder}: no finished stage here (no {STAGE_FILE}); run the stage that writes it first"
+        )
     return sha256_json(read_json(path)["outputs"])
 
 

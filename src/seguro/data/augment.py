@@ -104,7 +104,9 @@ def draw(
     return Drawn(
         spatial=spatial,
         mirror=flips,
-        noise=(float(rng.uniform(0, how.noise_sd)), int(rng.integers(1 << 31))) if rng.random() < how.p_noise else None,
+        noise=(float(rng.uniform(0, how.noise_sd)), int(rng.integers(1 << 31)))
+        if rng.random() < how.p_noise
+        else None,
         blur_vox=float(rng.uniform(*how.blur_vox)) if rng.random() < how.p_blur else None,
         lateral=lateral_values(classes) if classes and 2 in flips else (),
         **intensity,
@@ -113,10 +115,10 @@ def draw(
 
 def lateral_values(classes: Classes) -> tuple[tuple[int, int], ...]:
     """Return the pairs of stored labels that a left-right mirror swaps."""
-    stored = {
-        name: (classes.values[i] if classes.regions else (i,)) for i, name in enumerate(classes.names)
-    }
-    return tuple((a, b) for left, right in classes.pairs for a, b in zip(stored[left], stored[right], strict=True))
+    stored = {name: (classes.values[i] if classes.regions else (i,)) for i, name in enumerate(classes.names)}
+    return tuple(
+        (a, b) for left, right in classes.pairs for a, b in zip(stored[left], stored[right], strict=True)
+    )
 
 
 def _draw_spatial(rng: np.random.Generator, how: Augment, spacing: ThreeF, patch: Three) -> Spatial:
@@ -138,7 +140,9 @@ def _draw_spatial(rng: np.random.Generator, how: Augment, spacing: ThreeF, patch
     matrix = np.linalg.inv(to_mm) @ matrix @ to_mm
     low, high = np.log(how.scale)
     zoom = np.exp(rng.uniform(low, high))
-    matrix = matrix @ np.diag([zoom if a in thick and not (anisotropic and a == coarse) else 1.0 for a in range(3)])
+    matrix = matrix @ np.diag(
+        [zoom if a in thick and not (anisotropic and a == coarse) else 1.0 for a in range(3)]
+    )
     control = None
     if how.elastic_vox > 0:
         control = rng.normal(0, how.elastic_vox, (3, *[ELASTIC_GRID] * 3)).astype(np.float32)
@@ -179,7 +183,9 @@ def _warp(
     case: Stored, middle: ThreeF, patch: Three, spatial: Spatial
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
     """Return the patch read through the transform: linear for the image, nearest for the label."""
-    offsets = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch), indexing="ij")
+    offsets = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in patch), indexing="ij"
+    )
     matrix = torch.from_numpy(spatial.matrix.astype(np.float32))
     where = torch.tensordot(matrix, torch.stack(offsets), dims=1)
     if spatial.control is not None:
@@ -194,15 +200,21 @@ def _warp(
     highs = [max(high, low + 1) for high, low in zip(highs, lows, strict=True)]
     box = (slice(lows[0], highs[0]), slice(lows[1], highs[1]), slice(lows[2], highs[2]))
     size = [h - low for low, h in zip(lows, highs, strict=True)]
-    unit = [(2 * (where[a] - lows[a]) + 1) / size[a] - 1 for a in (2, 1, 0)]  # grid_sample wants (x, y, z) in [-1, 1]
+    unit = [
+        (2 * (where[a] - lows[a]) + 1) / size[a] - 1 for a in (2, 1, 0)
+    ]  # grid_sample wants (x, y, z) in [-1, 1]
     grid = torch.stack(unit, dim=-1)[None]
     source = torch.from_numpy(case.patch(box))[None]
-    image = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)[0].numpy()
+    image = F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=False)[
+        0
+    ].numpy()
     if case.label is None:
         return image, None
     coded = torch.from_numpy(np.asarray(case.label[box]).astype(np.float32) - IGNORE)[None, None]
     nearest = F.grid_sample(coded, grid, mode="nearest", padding_mode="zeros", align_corners=False)[0, 0]
-    return image, (nearest + IGNORE).round().to(torch.uint8).numpy()  # zero padding means IGNORE after the shift
+    return image, (nearest + IGNORE).round().to(
+        torch.uint8
+    ).numpy()  # zero padding means IGNORE after the shift
 
 
 def intensities(image: NDArray[np.float32], drawn: Drawn) -> NDArray[np.float32]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def check(
         ConfigError: options that do not fit the folder.
     """
     options = options or Options()
-    listing = list_cases(folder)
+    listing = _split_as_told(list_cases(folder), options)
     target = out / "check"
     stage = Stage(target, "check", reads=_reads(listing, options), config=_config(options), schema=SCHEMA)
     if not verify and stage.done():
@@ -121,8 +121,12 @@ def ensure(
     progress: Progress | None = None,
     verify: bool = False,
     jobs: int = 2,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Manifest:
     """Return the manifest of `folder`, checking it first when it was not checked or has changed.
+
+    Images that stand twice among the training cases, under two patients, are left out once and said: a fold would
+    otherwise validate on a training image. Every other error refuses the folder.
 
     Without `options` those of the last successful check in the workspace hold, so that what `seguro check`
     was told (quarantine, spacing, class names, ...) needs not be said again.
@@ -132,6 +136,11 @@ def ensure(
     """
     options = options or remembered(workspace)
     report = check(folder, workspace, options=options, progress=progress, verify=verify, jobs=jobs)
+    if not report.ok and all(p.kind == "duplicate" for p in report.errors):
+        for problem in report.errors:
+            say(f"left out: {problem.line()}")
+        options = replace(options, quarantine=True)
+        report = check(folder, workspace, options=options, progress=progress, verify=verify, jobs=jobs)
     if report.ok:
         return report.manifest
     lines = [f"  {p.line()}" for p in report.errors[:10]]
@@ -313,9 +322,21 @@ def _label_values(inspections: Sequence[Inspection], classes: Classes, mask_name
             inspection.error("label", message)
 
 
+def _split_as_told(listing: Listing, options: Options) -> Listing:
+    """Return the listing with the splits that the table of patients gives."""
+    table = _table(listing, options)
+    told = [(f, table[f.id].split if f.id in table else None) for f in listing.found]
+    return replace(listing, found=tuple(replace(f, split=split) if split else f for f, split in told))
+
+
+def _table(listing: Listing, options: Options) -> dict[str, Person]:
+    path = options.patients or listing.root / PATIENTS_FILE
+    return read_patients(path) if options.patients is not None or path.exists() else {}
+
+
 def _people(listing: Listing, options: Options, warnings: list[Problem]) -> dict[str, Person]:
     path = options.patients or listing.root / PATIENTS_FILE
-    table = read_patients(path) if options.patients is not None or path.exists() else {}
+    table = _table(listing, options)
     ids = {f.id for f in listing.found}
     if lost := sorted(set(table) - ids):
         warnings.append(
@@ -359,12 +380,11 @@ def _case(
             given = {n for n, f in zip(mask_names, inspection.labels, strict=True) if f is not None}
             annotated = tuple(n for n in classes.foreground if n in given)
     labelled = first is not None and classes is not None
-    split = who.split or found.split
     return Case(
         id=found.id,
         patient=who.patient,
         site=who.site,
-        split="unlabelled" if split == "train" and not labelled else split,
+        split="unlabelled" if found.split == "train" and not labelled else found.split,
         images=inspection.images,
         label=first if labelled else None,
         masks=inspection.labels if mask_names and labelled else (),

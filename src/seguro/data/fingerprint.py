@@ -39,7 +39,9 @@ def measure(case: Case, manifest: Manifest) -> Measured:
     try:
         volume = read_case(case, manifest)
         label = read_case_label(case, manifest, like=volume.grid)
-        stored = None if label is None or manifest.classes is None else encode_label(label.array, manifest.classes)
+        stored = (
+            None if label is None or manifest.classes is None else encode_label(label.array, manifest.classes)
+        )
     except SeguroError as error:
         raise type(error)(f"{case.id}: {error}") from error
     foreground = np.zeros((volume.array.shape[0], 0), np.float32)
@@ -83,7 +85,11 @@ def _intensity(channel: NDArray[np.float32]) -> dict[str, float]:
 
 
 def measure_all(
-    manifest: Manifest, cases: Sequence[Case], *, jobs: int = 2, progress: Callable[[int, int], None] | None = None
+    manifest: Manifest,
+    cases: Sequence[Case],
+    *,
+    jobs: int = 2,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Measured]:
     """Return the measurements of `cases`, in their order."""
     import joblib

@@ -70,7 +70,9 @@ def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:
     """
     value = read_json(path)
     known = {c.id: c for c in cases}
-    if not isinstance(value, list) or not all(isinstance(f, dict) and {"train", "val"} <= set(f) for f in value):
+    if not isinstance(value, list) or not all(
+        isinstance(f, dict) and {"train", "val"} <= set(f) for f in value
+    ):
         raise DataError(f"{path}: expected a list of objects with 'train' and 'val'")
     folds = []
     for k, entry in enumerate(value):

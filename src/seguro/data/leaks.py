@@ -56,5 +56,5 @@ def _leak(keep: Inspection, other: Inspection, people: Mapping[str, Person]) -> 
             f"{text}, under two patients ({a.patient} and {b.patient}); remove one, or say in patients.csv "
             "that they are one patient"
         )
-        return Leak(Problem("leak", other.found.id, text), True)
+        return Leak(Problem("duplicate", other.found.id, text), True)
     return Leak(Problem("leak", other.found.id, f"{text}, of the same patient"), False)

@@ -96,7 +96,9 @@ class Plan(Record):
             if any(len(e) != self.dims for e in entries):
                 raise ValueError(f"{name} must have {self.dims} numbers per entry in a {self.dims}-D plan")
         if len(self.kernels) != len(self.strides) + 1:
-            raise ValueError(f"{len(self.strides)} strides need {len(self.strides) + 1} kernels, found {len(self.kernels)}")
+            raise ValueError(
+                f"{len(self.strides)} strides need {len(self.strides) + 1} kernels, found {len(self.kernels)}"
+            )
         for axis, factor in enumerate(self.multiple):
             if self.patch[axis] % factor:
                 raise ValueError(f"patch {self.patch} is not divisible by the total stride {self.multiple}")

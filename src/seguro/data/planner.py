@@ -44,7 +44,9 @@ class PlanOptions(Record):
     seed: int = 0
 
 
-def make(manifest: Manifest, measured: Sequence[Measured], options: PlanOptions, *, step_bytes: Bytes) -> Plan:
+def make(
+    manifest: Manifest, measured: Sequence[Measured], options: PlanOptions, *, step_bytes: Bytes
+) -> Plan:
     """Return the plan for the training cases of `manifest`.
 
     Args:
@@ -74,7 +76,9 @@ def make(manifest: Manifest, measured: Sequence[Measured], options: PlanOptions,
     budget = int(options.memory_gib * 2**30)
     if options.patch is not None and len(options.patch) != dims:
         raise ConfigError(f"--patch {options.patch}: a {dims}-D plan needs {dims} numbers")
-    patch, strides, kernels = shape_for(options.patch or _bounded(sizes, dims), mm, dims, exact=options.patch is not None)
+    patch, strides, kernels = shape_for(
+        options.patch or _bounded(sizes, dims), mm, dims, exact=options.patch is not None
+    )
     smallest = options.batch or 2
     while options.patch is None and step_bytes(patch, smallest, strides) > budget:
         smaller = _shrink(patch, mm, strides)
@@ -82,7 +86,9 @@ def make(manifest: Manifest, measured: Sequence[Measured], options: PlanOptions,
             break
         patch, strides, kernels = shape_for(smaller, mm, dims)
     batch = options.batch or smallest
-    while options.batch is None and batch < MAX_BATCH[dims] and step_bytes(patch, batch + 1, strides) <= budget:
+    while (
+        options.batch is None and batch < MAX_BATCH[dims] and step_bytes(patch, batch + 1, strides) <= budget
+    ):
         batch += 1
     reasons.append(
         f"patch {_x(patch)}, batch {batch}: one training step is predicted to take "
@@ -117,7 +123,9 @@ def _spacing(spacings: np.ndarray, reasons: list[str]) -> ThreeF:
     others = np.delete(target, coarse)
     if target[coarse] >= ANISOTROPIC * others.max():
         target[coarse] = max(float(np.percentile(spacings[:, coarse], 10)), float(others.max()))
-        reasons.append(f"spacing: median in plane, the 10th percentile ({target[coarse]:.3g}) across the thick slices")
+        reasons.append(
+            f"spacing: median in plane, the 10th percentile ({target[coarse]:.3g}) across the thick slices"
+        )
     else:
         reasons.append("spacing: the median of each axis")
     z, y, x = (round(float(t), 4) for t in target)
@@ -159,7 +167,11 @@ def shape_for(
     strides: list[tuple[int, ...]] = []
     kernels = [_kernel(step)]
     while len(strides) < MAX_DEPTH[dims]:
-        finest = min(s for s, n in zip(step, size, strict=True) if n >= 2 * SMALLEST_MAP) if max(size) >= 2 * SMALLEST_MAP else 0
+        finest = (
+            min(s for s, n in zip(step, size, strict=True) if n >= 2 * SMALLEST_MAP)
+            if max(size) >= 2 * SMALLEST_MAP
+            else 0
+        )
         factor = tuple(
             2 if n >= 2 * SMALLEST_MAP and s <= 2 * finest else 1 for n, s in zip(size, step, strict=True)
         )
@@ -201,12 +213,16 @@ def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[
     if is_ct and in_hu and len(samples):
         low, high = (float(v) for v in np.percentile(samples, (0.5, 99.5)))
         clipped = np.clip(samples, low, high)
-        reasons.append(f"channel {name}: Hounsfield units clipped to {low:.0f} ... {high:.0f} (foreground 0.5-99.5 %)")
+        reasons.append(
+            f"channel {name}: Hounsfield units clipped to {low:.0f} ... {high:.0f} (foreground 0.5-99.5 %)"
+        )
         return Intensity(
             name=name, scheme="ct", low=low, high=high, mean=float(clipped.mean()), sd=float(clipped.std())
         )
     why = "CT without Hounsfield units, " if is_ct else ""
-    reasons.append(f"channel {name}: {why}each case by its own mean and standard deviation, clipped to 0.5-99.5 %")
+    reasons.append(
+        f"channel {name}: {why}each case by its own mean and standard deviation, clipped to 0.5-99.5 %"
+    )
     return Intensity(name=name, scheme="zscore")
 
 

@@ -41,7 +41,9 @@ def scale(channel: NDArray[np.floating], how: Intensity) -> NDArray[np.float32]:
     x = np.asarray(channel, dtype=np.float32)
     bad = int(x.size - np.isfinite(x).sum())
     if bad:
-        raise DataError(f"channel {how.name} has {bad} NaN or infinite voxels; run `seguro check` for the choices")
+        raise DataError(
+            f"channel {how.name} has {bad} NaN or infinite voxels; run `seguro check` for the choices"
+        )
     if how.scheme == "none":
         return x
     if how.scheme == "unit":

@@ -66,14 +66,18 @@ class Cases(Sequence[Stored]):
         hide_labels: whether labels are kept from the method (`needs.labels == "none"`).
     """
 
-    def __init__(self, folder: Path, cases: Sequence[Case], classes: Classes, *, hide_labels: bool = False) -> None:
+    def __init__(
+        self, folder: Path, cases: Sequence[Case], classes: Classes, *, hide_labels: bool = False
+    ) -> None:
         self.folder = folder
         self.classes = classes
         self.touched: list[str] = []
         self._cases = tuple(cases)
         self._hide = hide_labels
         self._open: dict[int, Stored] = {}
-        self.labelled = () if hide_labels else tuple(i for i, c in enumerate(self._cases) if c.label is not None)
+        self.labelled = (
+            () if hide_labels else tuple(i for i, c in enumerate(self._cases) if c.label is not None)
+        )
         self.unlabelled = tuple(i for i in range(len(self._cases)) if i not in set(self.labelled))
 
     def __len__(self) -> int:
@@ -85,7 +89,9 @@ class Cases(Sequence[Stored]):
         index = int(index)
         self.touched.append(self._cases[index].id)
         if index not in self._open:
-            self._open[index] = open_case(self.folder, self._cases[index], self.classes, hide_label=self._hide)
+            self._open[index] = open_case(
+                self.folder, self._cases[index], self.classes, hide_label=self._hide
+            )
         return self._open[index]
 
     def __iter__(self) -> Iterator[Stored]:
@@ -115,7 +121,9 @@ def open_case(folder: Path, case: Case, classes: Classes, *, hide_label: bool = 
         id=case.id,
         image=np.load(stem.with_suffix(".image.npy"), mmap_mode="r", allow_pickle=False),
         step=facts["step"],
-        label=np.load(stem.with_suffix(".label.npy"), mmap_mode="r", allow_pickle=False) if labelled else None,
+        label=np.load(stem.with_suffix(".label.npy"), mmap_mode="r", allow_pickle=False)
+        if labelled
+        else None,
         annotated=np.array([name in case.annotated for name in classes.foreground], dtype=np.float32),
         locations=_locations_file(stem) if labelled else np.zeros((0, 4), np.int32),
         grid=grid,

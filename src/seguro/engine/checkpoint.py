@@ -97,7 +97,9 @@ def optimiser_tensors(prefix: str, optimiser: torch.optim.Optimizer) -> dict[str
         for key, value in entry.items():
             if value is not None:
                 is_tensor = isinstance(value, Tensor)
-                out[f"{prefix}.{index}.{key}"] = value if is_tensor else torch.tensor(float(value), dtype=torch.float64)
+                out[f"{prefix}.{index}.{key}"] = (
+                    value if is_tensor else torch.tensor(float(value), dtype=torch.float64)
+                )
     return out
 
 

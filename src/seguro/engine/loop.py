@@ -182,7 +182,8 @@ class Loop:
     def _batch(self, update: int) -> tuple[Batch, list[str]]:
         view = self.cases.view()
         samples = [
-            self.method.draw(view, slot, generator(self.seed, update, "draw", slot)) for slot in self.run.slots
+            self.method.draw(view, slot, generator(self.seed, update, "draw", slot))
+            for slot in self.run.slots
         ]
         return collate(samples), view.touched
 
@@ -258,11 +259,15 @@ class Loop:
         budget = self.limits.budget_s or 0.0
         per_update = (self.seconds - self._validating) / update
         per_validation = self._validating / max(self._validations, 1)
-        left = budget - self.seconds - per_validation * max(self.limits.validations + 1 - self._validations, 1)
+        left = (
+            budget - self.seconds - per_validation * max(self.limits.validations + 1 - self._validations, 1)
+        )
         total = update + int(max(left, 0.0) / per_update)
         total = max(int(self.runtime.from_first(float(total))), update)
         if total != self.run.updates:
-            self._note(f"{per_update:.2f} s an update: {total} updates fit the budget of {budget / 60:.0f} min")
+            self._note(
+                f"{per_update:.2f} s an update: {total} updates fit the budget of {budget / 60:.0f} min"
+            )
         self.run.updates = total
 
     def _note(self, message: str) -> None:
@@ -311,13 +316,17 @@ class Loop:
         facts = found.facts
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
-                raise RunError(f"{self.folder}: trained with {name} {facts[name]}, now {now}; use the same or a new --name")
+                raise RunError(
+                    f"{self.folder}: trained with {name} {facts[name]}, now {now}; use the same or a new --name"
+                )
         load_modules(self.method.modules, found.tensors, "modules.")
         load_modules(self.run.averaged, found.tensors, "averaged.")
         for name, optim in self.run.optims.items():
             checkpoints.restore_optimiser(f"optimiser.{name}", optim.optimiser, found.tensors)
         prefix = f"state.{self.runtime.rank}."
-        self.method.load_state({k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)})
+        self.method.load_state(
+            {k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)}
+        )
         self.run.load_scalars(facts["run"])
         self.run.update = found.update
         self.run.updates = int(facts["updates"]) if self.limits.updates is None else self.limits.updates

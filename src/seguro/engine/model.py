@@ -39,7 +39,9 @@ class Model:
     folder: Path
 
 
-def save_model(folder: Path, *, method: str, config: Mapping[str, Any], plan: Plan, predictor: Predictor) -> list[Path]:
+def save_model(
+    folder: Path, *, method: str, config: Mapping[str, Any], plan: Plan, predictor: Predictor
+) -> list[Path]:
     """Write the model folder in one rename and return its files. No case name of the plan goes along."""
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +76,9 @@ def model_folder(path: Path) -> Path:
             f"{path}: a pickled checkpoint can run code when opened and is never loaded; convert its state_dict to "
             "safetensors where you trust it, then use a model folder (model.json + weights.safetensors)"
         )
-    unfinished = " (the run has not finished: run its train command again)" if (path / "config.yaml").exists() else ""
+    unfinished = (
+        " (the run has not finished: run its train command again)" if (path / "config.yaml").exists() else ""
+    )
     raise DataError(f"{path}: no model here, expected model/model.json or model.json{unfinished}")
 
 
@@ -88,7 +92,9 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> Model:
     facts = read_json(folder / "model.json")
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else None
-        raise DataError(f"{folder / 'model.json'}: format {found!r}, seguro {__version__} reads {FORMAT}; update seguro")
+        raise DataError(
+            f"{folder / 'model.json'}: format {found!r}, seguro {__version__} reads {FORMAT}; update seguro"
+        )
     file = read_checked(folder / "weights.safetensors")
     if file.sha256 != facts["weights_sha256"]:
         raise DataError(
@@ -100,7 +106,9 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> Model:
         plan = Plan.model_validate(facts["plan"])
         config = kind.Config.model_validate(facts["config"])
     except ValidationError as error:
-        raise DataError(f"{folder / 'model.json'}: not understood by seguro {__version__} ({error})") from error
+        raise DataError(
+            f"{folder / 'model.json'}: not understood by seguro {__version__} ({error})"
+        ) from error
     method = kind(config, plan, build)
     predictor = method.predictor(method.modules)
     try:
@@ -126,6 +134,8 @@ def load_weights(modules: torch.nn.Module, path: Path) -> tuple[list[str], list[
     loaded = [k for k, v in own.items() if k in source and source[k].shape == v.shape]
     missing = [k for k in own if k not in set(loaded)]
     if not loaded:
-        raise ConfigError(f"--init {path}: none of its {len(source)} weights fits this network in name and shape")
+        raise ConfigError(
+            f"--init {path}: none of its {len(source)} weights fits this network in name and shape"
+        )
     modules.load_state_dict({k: source[k] if k in set(loaded) else own[k] for k in own})
     return loaded, missing

@@ -34,7 +34,9 @@ class LoopRun:
 
     def __init__(self, method: Method, runtime: Runtime, *, seed: int, batch: int, updates: int) -> None:
         if batch % runtime.world:
-            raise ConfigError(f"batch {batch} is not divisible by {runtime.world} ranks; set --batch to a multiple")
+            raise ConfigError(
+                f"batch {batch} is not divisible by {runtime.world} ranks; set --batch to a multiple"
+            )
         self.update = 0
         self.updates = updates
         self.epoch = 0
@@ -51,7 +53,9 @@ class LoopRun:
         self._base = {n: [g["lr"] for g in o.optimiser.param_groups] for n, o in self.optims.items()}
         self.plateaus = {name: PlateauState() for name in self.optims}
         names = {name for o in self.optims.values() for name in o.average}
-        self.averaged = nn.ModuleDict({n: copy.deepcopy(self.modules[n]).requires_grad_(False) for n in sorted(names)})
+        self.averaged = nn.ModuleDict(
+            {n: copy.deepcopy(self.modules[n]).requires_grad_(False) for n in sorted(names)}
+        )
         self.scale = FIRST_SCALE if runtime.precision == "16-mixed" else 1.0
         self._good = 0
         self._trainable = [p for p in self.modules.parameters() if p.requires_grad]
@@ -82,7 +86,9 @@ class LoopRun:
     def step(self, *names: str) -> bool:
         """Step the named optimisers (all when none is named) together, or skip them all; then zero all gradients."""
         chosen = names or tuple(self.optims)
-        parameters = {n: [p for g in self.optims[n].optimiser.param_groups for p in g["params"]] for n in chosen}
+        parameters = {
+            n: [p for g in self.optims[n].optimiser.param_groups for p in g["params"]] for n in chosen
+        }
         for name in chosen:
             self.runtime.mean_gradients(parameters[name])
         gradients = [p.grad for name in chosen for p in parameters[name] if p.grad is not None]
@@ -119,7 +125,9 @@ class LoopRun:
 
     def deployable(self) -> nn.ModuleDict:
         """Return the modules with their averages in place of the raw ones where there are averages."""
-        return nn.ModuleDict({n: self.averaged[n] if n in self.averaged else m for n, m in self.modules.items()})
+        return nn.ModuleDict(
+            {n: self.averaged[n] if n in self.averaged else m for n, m in self.modules.items()}
+        )
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of each optimiser as last used."""
@@ -136,7 +144,11 @@ class LoopRun:
 
     def load_scalars(self, facts: Mapping[str, Any]) -> None:
         """Restore what `scalars` returned."""
-        self.scale, self._good, self.skipped = float(facts["scale"]), int(facts["good"]), int(facts["skipped"])
+        self.scale, self._good, self.skipped = (
+            float(facts["scale"]),
+            int(facts["good"]),
+            int(facts["skipped"]),
+        )
         self.plateaus = {n: PlateauState(**p) for n, p in facts["plateaus"].items()}
 
 

@@ -132,7 +132,9 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"--device {name}: not a device ({error}); use auto, cpu, cuda or cuda:N") from error
+        raise ConfigError(
+            f"--device {name}: not a device ({error}); use auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError(f"--device {name}: no CUDA device here; use --device cpu")

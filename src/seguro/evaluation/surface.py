@@ -90,7 +90,7 @@ def surface_distances(truth: Mask, prediction: Mask, spacing: Sequence[float]) -
 def _distances(source: Mask, target: Mask, spacing: Sequence[float], shared: int) -> NDArray[np.float64]:
     """Return the distance of each voxel of `source` to the nearest of `target`; shared ones are zero."""
     asked = _points(source & ~target, spacing)
-    # Lattice points: not balancing builds twice as fast; 48 to a leaf answered 1.5x faster than the default 16.
+    # Lattice points: not balancing builds twice as fast; 48 to a leaf answers 1.5x faster than 16 do.
     tree = cKDTree(_points(target, spacing), leafsize=48, balanced_tree=False, compact_nodes=False)
     found = tree.query(asked)[0] if len(asked) else np.zeros(0)
     return np.concatenate([np.zeros(shared), found])

@@ -40,8 +40,8 @@ def from_paths(
 ) -> list[Item]:
     """Return the cases in a file, a list of files, or a folder, sorted by id.
 
-    Files named `<id>_0000`, `<id>_0001`, ... are channels of one case if the model has several channels; for a model
-    of one channel the ending is dropped where every file has it.
+    Files named `<id>_0000`, `<id>_0001`, ... are channels of one case if the model has several channels; for a
+    model of one channel the ending is dropped where every file has it.
 
     Args:
         inputs: what to predict. A folder is not searched below its first level.
@@ -76,9 +76,7 @@ def _listed(folder: Path, warnings: Warnings | None) -> list[Path]:
                 f"{folder}: files that are no images were passed over (e.g. {path.suffix or path.name})"
             )
     if not out:
-        raise DataError(
-            f"{folder}: no image in this folder (known are {', '.join(SUFFIXES)}); give the images' own folder"
-        )
+        raise DataError(f"{folder}: no image in this folder (known are {', '.join(SUFFIXES)}); give another")
     return out
 
 
@@ -107,7 +105,7 @@ def _item(name: str, files: Sequence[Path], channels: int, spacing: ThreeF | Non
 
 
 def _read(name: str, files: tuple[Path, ...], channels: int, spacing: ThreeF | None) -> Volume:
-    if len(files) > 1 or _CHANNEL.match(split_name(files[0])[0]) and name != split_name(files[0])[0]:
+    if len(files) > 1 or name != split_name(files[0])[0]:
         found = [str(split_name(f)[0][-4:]) for f in files]
         expected = [f"{i:04d}" for i in range(channels)]
         if found != expected:

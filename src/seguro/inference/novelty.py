@@ -20,13 +20,24 @@ FACTOR = 1.5
 """For spacing and field of view: how many times beyond the training range."""
 VOLUME_FACTOR = 2.0
 """For predicted class volumes: how many times beyond the training range."""
+INTENSITIES = {
+    "p005": "0.5 % intensity",
+    "p500": "median intensity",
+    "p995": "99.5 % intensity",
+    "mean": "mean intensity",
+    "sd": "standard deviation",
+}
+SHAPES = {
+    "middle": "median relative to the intensity range",
+    "spread": "standard deviation relative to the intensity range",
+}
 
 
 def flags(volume: Volume, plan: Plan) -> list[str]:
     """Return a sentence for each respect in which a raw image is unlike the training cases of `plan`.
 
-    Compared are the number of channels, spacing, field of view and, per channel, intensity percentiles: as they are
-    for CT and photographs, free of scale and offset where each case is normalized by itself.
+    Compared are the number of channels, spacing, field of view and, per channel, intensity percentiles: as they
+    are for CT and photographs, free of scale and offset where each case is normalized by itself.
 
     Args:
         volume: image (C, Z, Y, X) with raw intensities.
@@ -58,9 +69,7 @@ def volume_flags(ml: Mapping[str, float], plan: Plan) -> list[str]:
         n, labelled = plan.fingerprint.present.get(name, 0), plan.fingerprint.n_labelled
         if value == 0:
             if n == labelled:
-                out.append(
-                    f"{name}: nothing found, present in all {n} labelled training cases ({low:.4g} ml or more)"
-                )
+                out.append(f"{name}: nothing found, present in all {n} labelled training cases")
         elif not low / VOLUME_FACTOR <= value <= high * VOLUME_FACTOR:
             out.append(f"{name}: {value:.4g} ml, {_range(low, high)} ml in the training cases")
     return out
@@ -102,8 +111,7 @@ def _geometry(volume: Volume, plan: Plan) -> list[str]:
 def _absolute(now: Mapping[str, float], how: Intensity, seen: Mapping[str, Spread]) -> list[str]:
     """Compare intensities as they are."""
     out = []
-    for key, words in (("p005", "0.5 % intensity"), ("p500", "median intensity"), ("p995", "99.5 % intensity"),
-                       ("mean", "mean intensity"), ("sd", "standard deviation")):  # fmt: skip
+    for key, words in INTENSITIES.items():
         if key in now and key in seen:
             spread = seen[key]
             margin = max(MARGIN * (spread.high - spread.low), FLOOR * abs(spread.median))
@@ -121,8 +129,7 @@ def _scale_free(now: Mapping[str, float], how: Intensity, seen: Mapping[str, Spr
     out = []
     mine = _shape(now)
     sets = [_shape({k: getattr(s, part) for k, s in seen.items()}) for part in ("low", "median", "high")]
-    for key, words in (("middle", "median relative to the intensity range"),
-                       ("spread", "standard deviation relative to the intensity range")):  # fmt: skip
+    for key, words in SHAPES.items():
         known = [s[key] for s in sets if key in s]
         if key in mine and known:
             low, high = min(known), max(known)

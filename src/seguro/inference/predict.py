@@ -82,9 +82,9 @@ def predict(
 ) -> PredictionReport:
     """Segment images with one model or several and write labels, volumes and a list of what was done.
 
-    A case that cannot be used is listed with the reason while the others go on. Finished cases are recorded one by
-    one, and the same command goes on where it was stopped. One image is in memory at a time, and its scores never as
-    a whole (except with `probabilities`, which are written as one file).
+    A case that cannot be used is listed with the reason while the others go on. Finished cases are recorded one
+    by one, and the same command goes on where it was stopped. One image is in memory at a time, and its scores
+    never as a whole (except with `probabilities`, which are written as one file).
 
     Args:
         models: run or model folders; several are an ensemble whose probabilities are averaged.
@@ -253,7 +253,7 @@ class _Job:
     def _segment(
         self, volume: Volume, tell: Callable[[float], None]
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
-        """Return the label (Z, Y, X) and, if wanted, the probabilities (classes, Z, Y, X), native and canonical."""
+        """Return the native label (Z, Y, X) and, if wanted, the probabilities (classes, Z, Y, X)."""
         classes, shape = self.ensemble.classes, volume.grid.shape
         label = empty_label(self.ensemble, shape)
         kept = np.empty((classes.n, *shape), dtype=np.float32) if self.options["probabilities"] else None
@@ -268,7 +268,7 @@ class _Job:
                     tell(stop / shape[axis])
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"the device's memory is too small for an image of {shape} voxels; use --device cpu or a smaller --batch"
+                f"an image of {shape} voxels does not fit the device's memory; use --device cpu or a smaller --batch"
             ) from error
         return label, kept
 

@@ -19,11 +19,11 @@ BLOCK_BYTES = 64 << 20
 def native(
     slabs: Iterator[Slab], planned: Three, own: Three, *, axis: int, depth: int | None = None
 ) -> Iterator[Slab]:
-    """Yield the slabs linearly interpolated to the native grid, in blocks of `depth` planes, the last maybe thinner.
+    """Yield the slabs linearly interpolated to the native grid, in blocks of `depth` planes, the last maybe less.
 
-    The edges of the field of view coincide: native voxel i lies at (i + 0.5) * n_planned / n_native - 0.5, clamped to
-    the outermost centers, as `torch.nn.functional.interpolate(mode="trilinear", align_corners=False)` does on the
-    full array. Only the planned planes that the next block needs are held. Equal shapes pass unchanged.
+    The edges of the field of view coincide: native voxel i lies at (i + 0.5) * n_planned / n_native - 0.5,
+    clamped to the outermost centers, as torch's `interpolate(mode="trilinear", align_corners=False)` does on
+    the full array. Only the planned planes that the next block needs are held. Equal shapes pass unchanged.
 
     Args:
         slabs: (start, stop, scores (classes, Z, Y, X)) on the planned grid, touching, in order.

@@ -1,4 +1,4 @@
-"""Slice by slice for 2-D networks: batches of slices along one axis, tiled in plane where the plane is larger."""
+"""Slice by slice for 2-D networks: batches of slices along one axis, tiled where the plane is larger."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def slabs(
             if logits.shape[1:] != (predictor.classes.n, height, width):
                 raise ConfigError(
                     f"the predictor returned {tuple(logits.shape[1:])} (classes, a, b) for a slice where "
-                    f"{(predictor.classes.n, height, width)} is expected; a network must keep the size of its input"
+                    f"{(predictor.classes.n, height, width)} is expected; a network must keep the size"
                 )
             out[:, :, a : a + height, b : b + width] += logits * (part[0][i][:, None] * part[1][j])
         cropped = out[:, :, top : top + shape[0], left : left + shape[1]]

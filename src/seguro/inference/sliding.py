@@ -1,8 +1,8 @@
 """Overlapping windows with Gaussian weights, pulled slab by slab: never a buffer of classes x volume.
 
-Weights are products of one profile per axis, and windows lie on a product of starts, so the sum of weights at a voxel
-is a product too. Each window is therefore weighted by per-axis shares that already add up to one: there is no second
-buffer of weights and no division at the end.
+Weights are products of one profile per axis, and windows lie on a product of starts, so the sum of weights at
+a voxel is a product too. Each window is therefore weighted by per-axis shares that already add up to one:
+there is no second buffer of weights and no division at the end.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from seguro.inference.forward import Autocast, Forward
 from seguro.methods.contract import Predictor, Windows
 
 SIGMA = 1 / 8
-"""Standard deviation of the Gaussian weight, as a fraction of the window; 3e-4 of the peak remains at a face."""
+"""Standard deviation of the Gaussian weight, as a fraction of the window; 3e-4 of the peak at a face."""
 
 Slab = tuple[int, int, Tensor]
-"""(start, stop, values): values (classes, Z, Y, X) in canonical order, from start to stop along the slab axis."""
+"""(start, stop, values): values (classes, Z, Y, X), from start to stop along the slab axis."""
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     """Return where windows of `patch` begin on an axis of `size` voxels, evenly spread, the ends touched.
 
-    Neighbours overlap by at least `overlap` of a window; one window at 0 where the axis is not longer than the patch.
+    Neighbors overlap by at least `overlap` of a window; one window where the axis is not longer.
 
     Raises:
         ConfigError: overlap outside [0, 1).
@@ -63,7 +63,7 @@ def gaussian(patch: Sequence[int]) -> Tensor:
 
 
 def shares(starts: Sequence[int], patch: int) -> list[Tensor]:
-    """Return for each window its share (patch,) float32 along one axis; the shares of a voxel add up to one."""
+    """Return for each window its share (patch,) float32 along one axis; those of a voxel add up to one."""
     weight = profile(patch)
     total = torch.zeros(starts[-1] + patch, dtype=torch.float64)
     for s in starts:
@@ -72,7 +72,7 @@ def shares(starts: Sequence[int], patch: int) -> list[Tensor]:
 
 
 def padded(x: Tensor, size: Sequence[int]) -> tuple[Tensor, list[int]]:
-    """Return x (C, Z, Y, X) with its edge repeated until no axis is shorter than `size`, and the voxels put before.
+    """Return x (C, Z, Y, X), edge repeated until no axis is shorter than `size`, and the voxels put before.
 
     The edge value, as training does beyond the volume. Half of the padding goes before, the odd voxel behind.
     """
@@ -105,13 +105,13 @@ def slabs(
 ) -> Iterator[Slab]:
     """Yield blended logits of x from the low to the high end of `axis`; slabs touch and cover x exactly.
 
-    Planes are handed on as soon as no later window touches them, so the only buffer is one window deep. What is
-    yielded stays differentiable in x where gradients are recorded.
+    Planes are handed on as soon as no later window touches them, so the only buffer is one window deep. The
+    result stays differentiable in x where gradients are recorded.
 
     Args:
         predictor: called on windows (N, C, *size).
         x: (C, Z, Y, X) float32 in the planned grid.
-        tiling: window size and overlap; a volume smaller than the window is padded with its edge, then cropped.
+        tiling: window size and overlap; a smaller volume is padded with its edge, then cropped.
         axis: canonical axis along which slabs are cut.
         batch: windows per call.
         flips: canonical axes mirrored at test time.
@@ -192,6 +192,6 @@ def _check(logits: Tensor, predictor: Predictor, size: Three) -> None:
     expected = (predictor.classes.n, *size)
     if tuple(logits.shape) != expected:
         raise ConfigError(
-            f"the predictor returned {tuple(logits.shape)} (classes, z, y, x) for a window where {expected} is "
-            "expected; a network must keep the size of its input"
+            f"the predictor returned {tuple(logits.shape)} (classes, z, y, x) for a window, expected "
+            f"{expected}; a network must keep the size of its input"
         )

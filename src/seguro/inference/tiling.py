@@ -32,7 +32,7 @@ def planned_slabs(
     overlap: float | None = None,
     autocast: Autocast | None = None,
 ) -> Iterator[Slab]:
-    """Yield (start, stop, logits (classes, Z, Y, X)) of x (C, Z, Y, X) along `axis`, as the predictor's tiling says.
+    """Yield (start, stop, logits (classes, Z, Y, X)) of x along `axis`, as the predictor's tiling says.
 
     Args:
         predictor: in evaluation mode, on `device`.

@@ -25,7 +25,7 @@ def slabs(
     device: torch.device | str = "cpu",
     autocast: Autocast | None = None,
 ) -> Iterator[Slab]:
-    """Yield one slab: the logits of all of x (C, Z, Y, X), padded with its edge to a multiple and cropped again.
+    """Yield one slab: the logits of all of x, padded with its edge to a multiple and cropped again.
 
     Yields:
         (0, size along `axis`, logits (classes, Z, Y, X) float32).
@@ -38,8 +38,8 @@ def slabs(
     logits = forward(image[None])[0]
     if tuple(logits.shape) != (predictor.classes.n, *size):
         raise ConfigError(
-            f"the predictor returned {tuple(logits.shape)} (classes, z, y, x) where {(predictor.classes.n, *size)} "
-            "is expected; a network must keep the size of its input"
+            f"the predictor returned {tuple(logits.shape)} (classes, z, y, x) expected "
+            f"{(predictor.classes.n, *size)}; a network must keep the size of its input"
         )
     box = tuple(slice(f, f + n) for f, n in zip(before, shape, strict=True))
     yield 0, shape[axis], logits[(slice(None), *box)]

@@ -63,11 +63,17 @@ def _from_monai(name: str, in_channels: int, classes: int, plan: Plan, options: 
     }
     taken = inspect.signature(kind).parameters
     if name in ("DynUNet",):  # counts the first, undivided level among its strides
-        offers |= {"strides": [1, *strides], "kernel_size": list(plan.kernels), "upsample_kernel_size": strides}
+        offers |= {
+            "strides": [1, *strides],
+            "kernel_size": list(plan.kernels),
+            "upsample_kernel_size": strides,
+        }
     unknown = set(options) - set(taken)
     if unknown:
         raise ConfigError(f"monai:{name} has no options {sorted(unknown)}; it has {', '.join(taken)}")
     try:
         return kind(**({k: v for k, v in offers.items() if k in taken} | options))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"monai:{name} cannot be built for this plan ({error}); set it with --set network_options") from error
+        raise ConfigError(
+            f"monai:{name} cannot be built for this plan ({error}); set it with --set network_options"
+        ) from error

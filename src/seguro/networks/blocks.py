@@ -17,7 +17,9 @@ class ConvBlock(nn.Sequential):
     Shape: (N, cin, *size) -> (N, cout, *ceil(size / stride)).
     """
 
-    def __init__(self, cin: int, cout: int, *, kernel: Sequence[int], stride: Sequence[int] | int = 1, n: int = 2) -> None:
+    def __init__(
+        self, cin: int, cout: int, *, kernel: Sequence[int], stride: Sequence[int] | int = 1, n: int = 2
+    ) -> None:
         dims = len(kernel)
         layers: list[nn.Module] = []
         for i in range(n):

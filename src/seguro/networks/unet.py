@@ -51,12 +51,16 @@ class UNet(nn.Module):
         self.enc = nn.ModuleList()
         for level, (kernel, out) in enumerate(zip(kernels, widths, strict=True)):
             cin = in_channels if level == 0 else widths[level - 1]
-            self.enc.append(ConvBlock(cin, out, kernel=kernel, stride=1 if level == 0 else strides[level - 1]))
+            self.enc.append(
+                ConvBlock(cin, out, kernel=kernel, stride=1 if level == 0 else strides[level - 1])
+            )
         self.up = nn.ModuleList()
         self.dec = nn.ModuleList()
         for level in range(len(strides)):
             factor = tuple(strides[level])
-            self.up.append(CONV_TRANSPOSE[dims](widths[level + 1], widths[level], kernel_size=factor, stride=factor))
+            self.up.append(
+                CONV_TRANSPOSE[dims](widths[level + 1], widths[level], kernel_size=factor, stride=factor)
+            )
             self.dec.append(ConvBlock(2 * widths[level], widths[level], kernel=kernels[level]))
         self.head = CONV[dims](widths[0], classes, kernel_size=1)
         initialize(self)
@@ -83,7 +87,9 @@ def _unchanged(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def unet_from_plan(*, in_channels: int, classes: int, plan: Plan, width: int = 32, max_width: int = 320) -> UNet:
+def unet_from_plan(
+    *, in_channels: int, classes: int, plan: Plan, width: int = 32, max_width: int = 320
+) -> UNet:
     """Return the U-Net with the strides and kernels of `plan`."""
     return UNet(
         in_channels=in_channels,
@@ -95,7 +101,9 @@ def unet_from_plan(*, in_channels: int, classes: int, plan: Plan, width: int = 3
     )
 
 
-def training_bytes(patch: Sequence[int], batch: int, strides: Sequence[Sequence[int]], *, width: int = 32) -> int:
+def training_bytes(
+    patch: Sequence[int], batch: int, strides: Sequence[Sequence[int]], *, width: int = 32
+) -> int:
     """Return a prediction of the peak bytes of one training step, for the planner's memory budget.
 
     Counted per level: the float32 maps that backward needs (input of each convolution, normalization and activation

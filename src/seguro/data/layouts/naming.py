@@ -7,9 +7,11 @@ import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from seguro.core.errors import DataError
 from seguro.core.files import MAX_JSON_BYTES, read_checked, read_json
+from seguro.core.types import Split
 
 PATIENTS_FILE = "patients.csv"
 ANNOTATED_FILE = "annotated.json"
@@ -78,7 +80,7 @@ def read_patients(path: Path) -> dict[str, Person]:
             raise DataError(
                 f"{path}: line {number} has split {split!r}, expected {', '.join(get_args(Split))}"
             )
-        out[case] = Person(patient, (row.get("site") or "").strip(), split)
+        out[case] = Person(patient, (row.get("site") or "").strip(), cast(Split | None, split))
     return out
 
 

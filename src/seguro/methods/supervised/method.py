@@ -69,7 +69,11 @@ class Supervised:
         optimiser: torch.optim.Optimizer
         if c.optimiser == "sgd":
             optimiser = torch.optim.SGD(
-                parameters, c.learning_rate, momentum=c.momentum, nesterov=c.momentum > 0, weight_decay=c.weight_decay
+                parameters,
+                c.learning_rate,
+                momentum=c.momentum,
+                nesterov=c.momentum > 0,
+                weight_decay=c.weight_decay,
             )
         else:
             optimiser = torch.optim.AdamW(parameters, c.learning_rate, weight_decay=c.weight_decay)

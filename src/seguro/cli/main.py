@@ -1,0 +1,110 @@
+"""The command line: one file per command, torch imported only by those that compute."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import typer
+from click import Context
+from click.exceptions import ClickException, UsageError
+from typer.core import TyperGroup
+
+COMMANDS = {
+    "check": "Find what is wrong with a folder of scans, and say which method fits.",
+    "plan": "Choose spacing, patch, network depth, folds from the training cases.",
+    "prepare": "Write the preprocessed cases that training reads.",
+    "train": "Train a model; runs check, plan and prepare first where they are missing.",
+    "predict": "Segment scans with one or more trained models.",
+    "evaluate": "Score predictions against reference labels.",
+    "compare": "Compare the scores of several runs with paired tests.",
+    "report": "Write one offline HTML page about a run.",
+    "demo": "Go the whole way on a dozen made subjects in a few minutes.",
+    "doctor": "Say what this machine and installation can do.",
+}
+EXIT_USAGE, EXIT_DATA, EXIT_INTERNAL = 1, 2, 3
+
+
+class _Lazy(TyperGroup):
+    """Imports a command's file only when that command is called or its own help is asked for."""
+
+    def list_commands(self, ctx: Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Context, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"seguro.cli.{cmd_name}")
+        app = typer.Typer(add_completion=False)
+        app.command(name=cmd_name, help=module.__doc__)(getattr(module, cmd_name))
+        return typer.main.get_command(app)
+
+    def format_commands(self, ctx: Context, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def format_help(self, ctx: Context, formatter: Any) -> None:
+        formatter.write_text("seguro segments medical images when the textbook setting fails.")
+        formatter.write_paragraph()
+        formatter.write_text("Usage: seguro COMMAND [OPTIONS] ...   (seguro COMMAND --help)")
+        self.format_commands(ctx, formatter)
+        formatter.write_paragraph()
+        formatter.write_text("Exit codes: 0 ok, 1 usage, 2 data, 3 internal.")
+
+
+app = typer.Typer(cls=_Lazy, add_completion=False, no_args_is_help=True)
+
+
+@app.callback()
+def _root() -> None:
+    """Keep the group a group."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    from seguro.core.errors import SeguroError
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        from seguro import __version__
+
+        print(__version__)
+        return 0
+    try:
+        # without standalone mode a typer.Exit is not raised, it comes back as its code
+        code = app(args=arguments, prog_name="seguro", standalone_mode=False)
+    except SeguroError as error:
+        _complain(str(error))
+        return error.exit_code
+    except UsageError as error:
+        command = arguments[0] if arguments else ""
+        _complain(f"{error.format_message()} (seguro {command} --help lists the options)")
+        return EXIT_USAGE
+    except ClickException as error:
+        _complain(error.format_message())
+        return EXIT_USAGE
+    except typer.Exit as stop:
+        return stop.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("stopped by the user")
+        return 130
+    except Exception as error:  # noqa: BLE001  the last resort: said plainly, with the trace for a bug report
+        import traceback
+
+        traceback.print_exc()
+        _complain(f"internal error, please report it with the lines above: {type(error).__name__}: {error}")
+        return EXIT_INTERNAL
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]error:[/] {escape(message)}")
+
+
+def run() -> None:
+    """Entry point of the `seguro` script."""
+    sys.exit(main())

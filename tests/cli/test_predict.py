@@ -1,0 +1,132 @@
+"""`seguro predict`: which arguments are models, where it writes, what it says next."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from seguro import api
+from seguro.cli.main import main
+from seguro.cli.predict import default_out, split, three
+from seguro.core.errors import ConfigError
+from seguro.data.planner import PlanOptions
+from seguro.engine.model import save_model
+from seguro.methods import get
+from seguro.networks import build
+
+
+@pytest.fixture(scope="module")
+def workspace(phantom_folder, tmp_path_factory):
+    """A planned workspace with two untrained runs, of folds 0 and 1."""
+    folder = tmp_path_factory.mktemp("cli") / "phantom.seguro"
+    _, _, plan = api.plan(phantom_folder, out=folder, options=PlanOptions(memory_gib=0.01, batch=2))
+    kind = get("supervised")
+    config = kind.Config.model_validate(kind.presets["tiny"])
+    for fold in (0, 1):
+        torch.manual_seed(fold)
+        method = kind(config, plan, build)
+        run = folder / "runs" / f"run{fold}"
+        save_model(
+            run / "model",
+            method="supervised",
+            config=config.model_dump(mode="json"),
+            plan=plan,
+            predictor=method.predictor(method.modules),
+        )
+        (run / "config.yaml").write_text(f"fold: '{fold}'\n")
+    return folder
+
+
+@pytest.fixture
+def run0(workspace):
+    return workspace / "runs" / "run0"
+
+
+@pytest.fixture
+def run1(workspace):
+    return workspace / "runs" / "run1"
+
+
+def call(capsys, *arguments, code=0):
+    assert main(["predict", *map(str, arguments), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_first_argument_and_what_looks_like_a_model_are_models(run0, run1, tmp_path):
+    a, b = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    assert split([run0, run1, a, b], [], from_manifest=False) == ([run0, run1], [a, b])
+    assert split([run0, a], [run1], from_manifest=False) == ([run0, run1], [a])
+    assert split([run0 / "model", a], [], from_manifest=False) == ([run0 / "model"], [a])
+    with pytest.raises(ConfigError, match="no images"):
+        split([run0, run1], [], from_manifest=False)
+    with pytest.raises(ConfigError, match="not both"):
+        split([run0, a], [], from_manifest=True)
+
+
+def test_where_it_writes_by_default(run0, run1, tmp_path):
+    bare = shutil.copytree(run0 / "model", tmp_path / "bare")
+    assert default_out([run0], "imagesTs") == run0 / "predictions" / "imagesTs"
+    assert default_out([run0 / "model"], "imagesTs") == run0 / "predictions" / "imagesTs"
+    assert default_out([run0, run1], "imagesTs") == run0 / "predictions" / "imagesTs-ensemble2"
+    assert str(default_out([bare], "imagesTs")) == "predictions"
+
+
+def test_images_end_with_the_command_that_scores_them(run0, phantom_folder, capsys):
+    result = call(capsys, run0, phantom_folder / "imagesTs")
+    out = run0 / "predictions" / "imagesTs"
+    assert result["predictions"][0]["predicted"] == ["case_006", "case_007"]
+    assert result["next"] == f"seguro evaluate {out} --truth LABELS"
+    assert (out / "case_006.nii.gz").exists()
+
+
+def test_test_cases_of_the_runs_own_workspace(run0, capsys):
+    result = call(capsys, run0, "--cases", "test")
+    assert result["predictions"][0]["predicted"] == ["case_006", "case_007"]
+    assert result["next"] == f"seguro evaluate {run0 / 'predictions' / 'test'}"
+
+
+def test_validation_cases_are_predicted_by_the_run_that_did_not_see_them(workspace, run0, run1, capsys):
+    result = call(capsys, run0, "--also", run1, "--data", workspace, "--cases", "validation")
+    folds = json.loads((workspace / "plan" / "plan.json").read_text())["folds"]
+    expected = {f["name"]: sorted(f["validation"]) for f in folds}
+    assert [p["predicted"] for p in result["predictions"]] == [expected["0"], expected["1"]]
+    assert [p["out"] for p in result["predictions"]] == [
+        str(r / "predictions" / "validation") for r in (run0, run1)
+    ]
+
+
+def test_dry_run_writes_nothing(run0, phantom_folder, tmp_path, capsys):
+    result = call(capsys, run0, phantom_folder / "imagesTs", "--out", tmp_path / "out", "--dry-run")
+    assert result["tasks"][0]["out"] == str(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--cases", "some"),
+        ("--cases", "unlabelled", "--data", "/nowhere"),
+        ("--overlap", "1.0", "--cases", "test"),
+        ("--device", "abacus", "--cases", "test"),
+        ("--precision", "8", "--cases", "test"),
+        ("--spacing", "1,2", "--cases", "test"),
+    ],
+)
+def test_wrong_options_end_with_exit_code_1(run0, wrong, tmp_path):
+    assert main(["predict", str(run0), *wrong, "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out" / "predictions.json").exists()
+
+
+def test_no_model_is_a_data_error(tmp_path, phantom_folder):
+    assert (
+        main(["predict", str(tmp_path), str(phantom_folder / "imagesTs"), "--out", str(tmp_path / "out")])
+        == 2
+    )
+
+
+def test_spacing_is_three_positive_numbers():
+    assert three("2.5,1,1") == (2.5, 1.0, 1.0)
+    for text in ("1,2", "a,b,c", "1,0,1", "1,nan,1"):
+        with pytest.raises(ConfigError, match="three numbers"):
+            three(text)
