@@ -1,4 +1,4 @@
-"""FAULTS 1-4, 11, 12, 24, 46 in prediction: a bad file never predicts, is named with its reason, others go on."""
+"""FAULTS 1-4, 11, 12, 24, 46 in prediction: a bad file never predicts and is named; others go on."""
 
 import json
 import os

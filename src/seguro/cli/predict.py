@@ -116,7 +116,7 @@ def predict(
 def split(
     paths: Sequence[Path], also: Sequence[Path], *, from_manifest: bool
 ) -> tuple[list[Path], list[Path]]:
-    """Return models and images of the positional arguments: the first is a model, and so is each that looks like one.
+    """Return models and images of the arguments: the first is a model, and what follows if it looks like one.
 
     Raises:
         ConfigError: no images, or images beside --data or --cases.
@@ -152,7 +152,7 @@ def run_of(model: Path) -> Path | None:
 def tasks_of(
     models: Sequence[Path], images: Sequence[Path], *, data: Path | None, cases: str | None, out: Path | None
 ) -> list[Task]:
-    """Return what to do. Validation cases are predicted by each model alone, with the cases of its own fold."""
+    """Return what to do. For validation, each model alone predicts the cases of its own fold."""
     if not (data or cases):
         name = images[0].resolve().name if images[0].is_dir() else _file_name(images)
         inputs = images[0] if len(images) == 1 else images
@@ -185,7 +185,7 @@ def _file_name(images: Sequence[Path]) -> str:
 
 
 def default_out(models: Sequence[Path], name: str) -> Path:
-    """Return RUN/predictions/NAME for runs, ./predictions for bare model folders; an ensemble has its own name."""
+    """Return RUN/predictions/NAME for runs, ./predictions for bare models; an ensemble has its own name."""
     run = run_of(models[0])
     if run is None:
         return Path("predictions")

@@ -23,8 +23,8 @@ from seguro.inference.tiling import planned_slabs, slab_axis, with_overlap
 class Ensemble:
     """Models of the same task; their probabilities are averaged on the image's own grid.
 
-    Each model works on its own planned grid. They advance together over equal blocks of native planes, so that
-    an ensemble needs no more memory than its models.
+    Each model works on its own planned grid. They advance together over equal blocks of native planes,
+    so that an ensemble needs no more memory than its models.
 
     Args:
         models: with equal classes and channels.
@@ -64,7 +64,7 @@ class Ensemble:
         slab_axis(self._tilings, (1, 1, 1))  # refuses slice axes that differ, before any file is read
 
     def probabilities(self, volume: Volume) -> tuple[int, Iterator[Slab]]:
-        """Return the slab axis and an iterator of (start, stop, p) with p (classes, Z, Y, X) on the native grid.
+        """Return the slab axis and an iterator of (start, stop, p), p (classes, Z, Y, X) on the native grid.
 
         Blocks touch and cover the grid along the axis; run it under `torch.inference_mode()` unless gradients
         are wanted.

@@ -40,8 +40,8 @@ def from_paths(
 ) -> list[Item]:
     """Return the cases in a file, a list of files, or a folder, sorted by id.
 
-    Files named `<id>_0000`, `<id>_0001`, ... are channels of one case if the model has several channels; for a
-    model of one channel the ending is dropped where every file has it.
+    Files named `<id>_0000`, `<id>_0001`, ... are channels of one case if the model has several channels; for
+    a model of one channel the ending is dropped where every file has it.
 
     Args:
         inputs: what to predict. A folder is not searched below its first level.

@@ -36,8 +36,8 @@ SHAPES = {
 def flags(volume: Volume, plan: Plan) -> list[str]:
     """Return a sentence for each respect in which a raw image is unlike the training cases of `plan`.
 
-    Compared are the number of channels, spacing, field of view and, per channel, intensity percentiles: as they
-    are for CT and photographs, free of scale and offset where each case is normalized by itself.
+    Compared are the number of channels, spacing, field of view and, per channel, intensity percentiles: as
+    they are for CT and photographs, free of scale and offset where each case is normalized by itself.
 
     Args:
         volume: image (C, Z, Y, X) with raw intensities.

@@ -82,9 +82,9 @@ def predict(
 ) -> PredictionReport:
     """Segment images with one model or several and write labels, volumes and a list of what was done.
 
-    A case that cannot be used is listed with the reason while the others go on. Finished cases are recorded one
-    by one, and the same command goes on where it was stopped. One image is in memory at a time, and its scores
-    never as a whole (except with `probabilities`, which are written as one file).
+    A case that cannot be used is listed with the reason while the others go on. Finished cases are recorded
+    one by one, and the same command goes on where it was stopped. One image is in memory at a time, and its
+    scores never as a whole (except with `probabilities`, which are written as one file).
 
     Args:
         models: run or model folders; several are an ensemble whose probabilities are averaged.
@@ -217,7 +217,7 @@ class _Job:
         return self.out / RECORDS / f"{sha256_json(item.id)[:16]}.json"
 
     def _finished(self, item: Item) -> Predicted | None:
-        """Return the case if it was predicted here from the same input in the same way and its files are intact."""
+        """Return the case if it was predicted here from the same input in the same way, files intact."""
         case = load(self._record(item))
         if case is None or case.id != item.id:
             return None
@@ -268,7 +268,7 @@ class _Job:
                     tell(stop / shape[axis])
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"an image of {shape} voxels does not fit the device's memory; use --device cpu or a smaller --batch"
+                f"an image of {shape} voxels does not fit the device's memory; use --device cpu or less --batch"
             ) from error
         return label, kept
 

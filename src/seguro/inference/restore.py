@@ -19,7 +19,7 @@ BLOCK_BYTES = 64 << 20
 def native(
     slabs: Iterator[Slab], planned: Three, own: Three, *, axis: int, depth: int | None = None
 ) -> Iterator[Slab]:
-    """Yield the slabs linearly interpolated to the native grid, in blocks of `depth` planes, the last maybe less.
+    """Yield the slabs linearly interpolated to the native grid, in blocks of `depth` planes.
 
     The edges of the field of view coincide: native voxel i lies at (i + 0.5) * n_planned / n_native - 0.5,
     clamped to the outermost centers, as torch's `interpolate(mode="trilinear", align_corners=False)` does on

@@ -87,8 +87,8 @@ def slab_axis(tilings: Sequence[Tiling], shape: Three) -> int:
     fixed = sorted({t.axis for t in tilings if isinstance(t, Slices)})
     if len(fixed) > 1:
         raise ConfigError(
-            f"the models work in slices along different axes ({' and '.join('zyx'[a] for a in fixed)}) and cannot be "
-            "averaged in one pass; predict with each alone"
+            f"the models work in slices along different axes ({' and '.join('zyx'[a] for a in fixed)}) and cannot "
+            "be averaged in one pass; predict with each alone"
         )
     if fixed:
         return fixed[0]
