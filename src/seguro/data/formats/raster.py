@@ -143,7 +143,7 @@ def _pixels(path: Path, limit: int, *, colour: bool) -> tuple[NDArray[Any], str,
     with warnings.catch_warnings():
         with _open(path, io.BytesIO(checked.data), limit) as probe:
             try:
-                probe.verify()  # the checksums of PNG chunks, which decoding alone ignores
+                probe.verify()  # the checksums of PNG chunks; decoding alone need not look at them
             except _BROKEN as error:
                 raise DataError(
                     f"{path}: damaged picture ({error}); copy it again from its source"
