@@ -268,7 +268,7 @@ class _Job:
                     tell(stop / shape[axis])
         except torch.OutOfMemoryError as error:
             raise RunError(
-                f"an image of {shape} voxels does not fit the device's memory; use --device cpu or less --batch"
+                f"an image of {shape} voxels does not fit into memory; use --device cpu or less --batch"
             ) from error
         return label, kept
 

@@ -87,7 +87,7 @@ def slab_axis(tilings: Sequence[Tiling], shape: Three) -> int:
     fixed = sorted({t.axis for t in tilings if isinstance(t, Slices)})
     if len(fixed) > 1:
         raise ConfigError(
-            f"the models work in slices along different axes ({' and '.join('zyx'[a] for a in fixed)}) and cannot "
+            f"the models slice along different axes ({' and '.join('zyx'[a] for a in fixed)}) and cannot "
             "be averaged in one pass; predict with each alone"
         )
     if fixed:
