@@ -108,7 +108,7 @@ def plan(
     Args:
         data: a data folder or a workspace.
         out: the workspace; `./<name>.seguro` when not given.
-        options: what to decide instead of the data.
+        options: what to decide instead of the data; fields not set are those of the last plan.
         width: of the U-Net whose memory the patch is fitted to.
         jobs: cases read at a time.
         progress: called with (done, total) while cases are read.
@@ -124,7 +124,7 @@ def plan(
     made = planner.ensure(
         workspace,
         manifest,
-        options or planner.PlanOptions(),
+        options,
         step_bytes=partial(training_bytes, width=width),
         jobs=jobs,
         progress=progress,

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+from seguro.cli.terminal import AsJson, DryRun, console, finish
 
 
 def plan(
@@ -20,7 +20,7 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")
     ] = "auto",
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the folds.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,7 +44,7 @@ def plan(
             then=f"seguro plan {shlex.quote(str(data))}",
         )
         return
-    options = plan_options_for(memory=memory, dims=dims, seed=seed, device=device)
+    options = plan_options_for(workspace, memory=memory, dims=dims, device=device, seed=seed)
     with counting(out_console, "reading cases") as count:
         _, _, made = api.plan(
             data, out=out, options=options, progress=count, say=lambda s: out_console.print(escape(s))

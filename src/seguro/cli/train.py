@@ -9,6 +9,9 @@ import typer
 
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
+GPU_MEMORY_GIB = 8.0
+"""Memory of a training step that a first plan is made for where there is a GPU."""
+
 
 def train(
     data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
@@ -64,13 +67,13 @@ def train(
     if updates is not None and budget is not None:
         raise ConfigError("--updates and --budget exclude each other: give one")
     settings = api.merge(api.read_yaml(config) if config else {}, api.settings_from(set_ or []))
-    plan_options = plan_options_for(memory=memory, dims=dims, seed=seed, device=device)
     options = api.TrainOptions(
         method=method, preset=preset, network=network, settings=settings, updates=updates, budget=budget,
         batch=batch, seed=seed, device=device, precision=precision, validations=validations,  # type: ignore[arg-type]
         patience=patience, init=init, name=name, workers=workers, threads=threads,
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
+    plan_options = plan_options_for(workspace, memory=memory, dims=dims, device=device)
     names = fold_names(folds, partial(planned_folds, data, out, plan_options))
     if dry_run:
         for line in describe(data, out, plan_options, options, names):
@@ -96,13 +99,16 @@ def train(
     )
 
 
-def plan_options_for(*, memory: float | None, dims: int | None, seed: int, device: str) -> Any:
-    """Return the plan's options; the memory default is 1 GiB on a CPU and 8 GiB on a GPU."""
+def plan_options_for(
+    workspace: Path, *, memory: float | None, dims: int | None, device: str, seed: int | None = None
+) -> Any:
+    """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
     from seguro.data.planner import PlanOptions
 
-    if memory is None:
-        memory = 8.0 if _gpu(device) else PlanOptions().memory_gib
-    return PlanOptions(memory_gib=memory, dims=dims, seed=seed)
+    if memory is None and not (workspace / "plan" / "plan.json").exists() and _gpu(device):
+        memory = GPU_MEMORY_GIB
+    given = {"memory_gib": memory, "dims": dims, "seed": seed}
+    return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 
 
 def _gpu(device: str) -> bool:

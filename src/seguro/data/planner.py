@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_file, write_json
-from seguro.core.stage import Stage
-from seguro.core.types import Classes, Manifest, Record, Three, ThreeF
+from seguro.core.stage import STAGE_FILE, Stage
+from seguro.core.types import Classes, Manifest, Record, ThreeF
 from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
@@ -282,7 +282,7 @@ def _x(sizes: Sequence[int]) -> str:
 def ensure(
     workspace: Path,
     manifest: Manifest,
-    options: PlanOptions,
+    options: PlanOptions | None = None,
     *,
     step_bytes: Bytes,
     jobs: int = 2,
@@ -291,13 +291,16 @@ def ensure(
 ) -> Plan:
     """Return the workspace's plan, made now unless the same cases and options made it before.
 
-    A plan edited by hand is used as it is while cases and options stay the same.
+    Only the fields of `options` that were set count; the others are those of the last plan here, so that what
+    `seguro plan` was told needs not be said again. A plan edited by hand is used as it is while cases and options
+    stay the same.
 
     Raises:
         ConfigError: an edited plan would be overwritten, or is not valid.
     """
     folder = workspace / "plan"
     path = folder / "plan.json"
+    options = remembered(workspace, options)
     cases = (*manifest.of("train"), *manifest.of("unlabelled"))
     splits = Path(manifest.root) / SPLITS
     reads = {c.id: c.hash for c in cases}
@@ -327,6 +330,14 @@ def ensure(
     return plan
 
 
+def remembered(workspace: Path, options: PlanOptions | None = None) -> PlanOptions:
+    """Return the options of the workspace's last plan with the fields that were set in `options` over them."""
+    path = workspace / "plan" / STAGE_FILE
+    before = read_json(path)["config"] if path.exists() else {}
+    last = PlanOptions.model_validate({k: before[k] for k in PlanOptions.model_fields if k in before})
+    return last if options is None else last.model_copy(update=options.model_dump(exclude_unset=True))
+
+
 def load(path: Path) -> Plan:
     """Return the plan in `path`.
 
@@ -339,4 +350,4 @@ def load(path: Path) -> Plan:
         raise ConfigError(f"{path}: not a valid plan: {error}") from error
 
 
-__all__ = ["PlanOptions", "Three", "ensure", "load", "make", "shape_for"]
+__all__ = ["PlanOptions", "ensure", "load", "make", "remembered", "shape_for"]

@@ -32,6 +32,9 @@ from seguro.methods.contract import Batch, Method, Predictor, collate
 Validate = Callable[[Predictor], Mapping[str, float]]
 PROBE_UPDATES = 8
 """Updates after which a time budget is first turned into a number of updates."""
+VALIDATION_SHARE = 0.1
+"""Largest part of a time budget that validations may take (but never fewer than MIN_VALIDATIONS)."""
+MIN_VALIDATIONS = 4
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
 
@@ -209,8 +212,16 @@ class Loop:
         return Progress(done, self.run.updates, seconds, left, self._last, self.best)
 
     def _next_stop(self, done: int) -> int:
-        step = max(1, round(self.run.updates / max(self.limits.validations, 1)))
+        step = max(1, round(self.run.updates / max(self._planned_validations(), 1)))
         return (done // step + 1) * step
+
+    def _planned_validations(self) -> int:
+        """Return the validations over the whole training: as asked, but fewer where they would eat a time budget."""
+        if self.limits.budget_s is None or not self._validations:
+            return self.limits.validations
+        each = self._validating / self._validations
+        affordable = int(VALIDATION_SHARE * self.limits.budget_s / max(each, 1e-3))
+        return min(self.limits.validations, max(affordable, MIN_VALIDATIONS))
 
     def _patience_over(self) -> bool:
         over = bool(self.limits.patience) and self.since_best >= self.limits.patience

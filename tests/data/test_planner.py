@@ -1,0 +1,152 @@
+"""The plan: rules in closed form, folds that keep patients together, files that are honoured or refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from seguro import api
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_json, write_json
+from seguro.data import phantom
+from seguro.data.planner import SMALLEST_MAP, PlanOptions, shape_for
+from seguro.networks.unet import training_bytes
+
+SMALL = PlanOptions(memory_gib=0.02)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(1, 300), min_size=2, max_size=3),
+    st.lists(st.floats(0.3, 10), min_size=3, max_size=3),
+)
+def test_every_patch_is_divisible_and_no_map_is_too_small(sizes, spacing):
+    dims = len(sizes)
+    patch, strides, kernels = shape_for(sizes, spacing[:dims], dims)
+    total = np.prod(strides, axis=0) if strides else np.ones(dims)
+    assert len(kernels) == len(strides) + 1
+    for n, p, t in zip(sizes, patch, total, strict=True):
+        assert p % t == 0 and n <= p < n + t
+        assert t == 1 or p / t >= SMALLEST_MAP / 2
+
+
+def test_an_isotropic_volume_and_thick_slices():
+    patch, strides, kernels = shape_for((36, 50, 35), (1, 1, 1), 3)
+    assert (patch, strides, kernels) == ((40, 56, 40), ((2, 2, 2),) * 3, ((3, 3, 3),) * 4)
+    patch, strides, kernels = shape_for((32, 128, 128), (8, 1, 1), 3)
+    assert strides[:2] == ((1, 2, 2), (1, 2, 2)) and kernels[0] == (1, 3, 3) and patch[0] % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "dims", "axis"),
+    [((24, 24, 24), (1, 1, 1), 3, 0), ((9, 48, 48), (8, 1, 1), 2, 0), ((24, 48, 48), (6, 1, 1), 3, 0)],
+)
+def test_two_or_three_dimensions(tmp_path, shape, spacing, dims, axis):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0, shape=shape, spacing=spacing, jitter=0)
+    _, _, plan = api.plan(data, out=tmp_path / "w", options=PlanOptions(memory_gib=0.05))
+    assert (plan.dims, plan.slice_axis) == (dims, axis)
+    assert any(r.startswith(f"{dims}-D") for r in plan.reasons)
+
+
+def test_the_step_fits_the_memory_and_uses_it(tmp_path, phantom_folder):
+    for memory in (0.005, 0.05):
+        options = PlanOptions(memory_gib=memory)
+        _, _, plan = api.plan(phantom_folder, out=tmp_path / str(memory), options=options)
+        assert training_bytes(plan.patch, plan.batch, plan.strides) <= memory * 2**30
+    assert plan.batch > 2
+
+
+def write_patients(folder: Path, rows: list[tuple[str, str, str]]) -> None:
+    with (folder / "patients.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("id", "patient", "site"), *rows])
+
+
+def test_folds_keep_patients_together_and_each_site_is_left_out_once(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=8, n_test=0, n_unlabelled=1)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    unlabelled = [p.name.removesuffix(".nii.gz") for p in (data / "imagesUn").iterdir()]
+    owner = {c: (f"p{i // 2}", f"s{i // 4}") for i, c in enumerate(ids)}
+    write_patients(data, [(c, *owner[c]) for c in ids] + [(c, c, "s0") for c in unlabelled])
+    _, _, plan = api.plan(data, out=tmp_path / "w", options=SMALL)
+    numbered = [f for f in plan.folds if not f.name.startswith("site-")]
+    assert sorted(c for f in numbered for c in f.validation) == ids
+    for fold in plan.folds:
+        labelled = [c for c in fold.train if c in owner]
+        assert not {owner[c][0] for c in labelled} & {owner[c][0] for c in fold.validation}
+        assert set(unlabelled) <= set(fold.train)
+    sites = {f.name: {owner[c][1] for c in f.validation} for f in plan.folds if f.name.startswith("site-")}
+    assert sites == {"site-s0": {"s0"}, "site-s1": {"s1"}}
+
+
+def test_splits_final_is_honoured_and_checked(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=0)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    write_json(data / "splits_final.json", [{"train": ids[:3], "val": ids[3:]}])
+    _, _, plan = api.plan(data, out=tmp_path / "a", options=SMALL)
+    assert [(f.train, f.validation) for f in plan.folds] == [(tuple(ids[:3]), tuple(ids[3:]))]
+    write_json(data / "splits_final.json", [{"train": ids[:3], "val": ["nobody"]}])
+    with pytest.raises(DataError, match="nobody"):
+        api.plan(data, out=tmp_path / "b", options=SMALL)
+    write_json(data / "splits_final.json", [{"train": ids, "val": ids[3:]}])
+    with pytest.raises(DataError, match="patient"):
+        api.plan(data, out=tmp_path / "c", options=SMALL)
+
+
+def test_a_plan_edited_by_hand_is_used_and_never_overwritten(tmp_path, phantom_folder):
+    api.plan(phantom_folder, out=tmp_path / "w", options=SMALL)
+    path = tmp_path / "w" / "plan" / "plan.json"
+    write_json(path, read_json(path) | {"batch": 3})
+    said: list[str] = []
+    _, _, plan = api.plan(phantom_folder, out=tmp_path / "w", options=SMALL, say=said.append)
+    assert plan.batch == 3 and any("edited by hand" in line for line in said)
+    with pytest.raises(ConfigError, match="memory_gib"):
+        api.plan(phantom_folder, out=tmp_path / "w", options=PlanOptions(memory_gib=0.5))
+    write_json(path, read_json(path) | {"patch": [5, 5, 5]})
+    with pytest.raises(ConfigError, match="not divisible"):
+        api.plan(phantom_folder, out=tmp_path / "w", options=SMALL)
+
+
+def test_a_new_test_case_leaves_the_plan_alone_and_a_training_case_does_not(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=1)
+    api.plan(data, out=tmp_path / "w", options=SMALL)
+    stage = tmp_path / "w" / "plan" / "stage.json"
+    before = stage.read_bytes()
+    more = phantom.write_msd(tmp_path / "more", n_labelled=4, n_test=3)
+    for folder in ("imagesTs", "labelsTs"):
+        for file in (more / folder).iterdir():
+            if not (data / folder / file.name).exists():
+                (data / folder / file.name).write_bytes(file.read_bytes())
+    (data / "dataset.json").write_bytes((more / "dataset.json").read_bytes())
+    _, manifest, _ = api.plan(data, out=tmp_path / "w", options=SMALL)
+    assert len(manifest.of("test")) == 3 and stage.read_bytes() == before
+
+
+def test_a_class_that_no_case_contains_is_refused(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0)
+    description = json.loads((data / "dataset.json").read_text())
+    description["labels"]["9"] = "ghost"
+    (data / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="ghost"):
+        api.plan(data, out=tmp_path / "w", options=SMALL)
+
+
+def test_ct_is_clipped_to_foreground_percentiles_only_in_hounsfield_units(tmp_path):
+    from seguro.core.types import Grid
+    from seguro.data.fingerprint import Measured
+    from seguro.data.planner import _channel
+
+    def case(lowest: float) -> Measured:
+        values = np.linspace(-50, 150, 2001, dtype=np.float32)[None]
+        return Measured(Grid((1, 1, 1), np.eye(4)), ({},), (lowest,), values, {})
+
+    ct = _channel("CT", 0, [case(-1000)], [])
+    assert ct.scheme == "ct"
+    assert (ct.low, ct.high) == pytest.approx((-49, 149), abs=0.2)  # 0.5 and 99.5 % of a uniform ramp
+    assert _channel("CT", 0, [case(0)], []).scheme == "zscore"
+    assert _channel("MRI", 0, [case(-1000)], []).scheme == "zscore"

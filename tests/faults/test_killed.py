@@ -1,0 +1,116 @@
+"""FAULTS 24, 28, 30: killed at any instant, stopped by a signal, or with damaged checkpoints, the end is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from seguro.data import phantom
+
+ARROW = Path(__file__).with_name("arrow.py")
+KILLS = 10
+QUICK, LONG = 8, 150
+"""Updates of a short arrow and of one of about 30 seconds."""
+
+
+def start(data: Path, out: Path, updates: int) -> subprocess.Popen[bytes]:
+    log = (out.parent / f"{out.name}.log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, str(ARROW), str(data), str(out), str(updates)],
+        stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(data: Path, out: Path, updates: int) -> None:
+    code = start(data, out, updates).wait(timeout=300)
+    assert code == 0, (out.parent / f"{out.name}.log").read_text()[-3000:]
+
+
+def outputs(out: Path) -> dict[str, dict[str, str]]:
+    """The `outputs` of every stage below a workspace."""
+    found = {p.parent.relative_to(out).as_posix(): json.loads(p.read_text())["outputs"] for p in out.rglob("stage.json")}
+    assert len(found) >= 6, sorted(found)
+    return found
+
+
+def data_in(folder: Path) -> Path:
+    return phantom.write_msd(folder / "data", n_labelled=5, n_test=2, seed=1)
+
+
+def wait_for(process: subprocess.Popen[bytes], path: Path, text: str, seconds: float = 120) -> None:
+    """Wait until `path` holds `text`, or the process has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if path.exists() and text in path.read_text(errors="replace"):
+            return
+        time.sleep(0.05)
+
+
+def test_killed_in_training_and_started_again(tmp_path):
+    data = data_in(tmp_path)
+    finish(data, tmp_path / "whole", QUICK)
+    process = start(data, tmp_path / "killed", QUICK)
+    wait_for(process, tmp_path / "killed" / "runs" / "r" / "log.jsonl", '"update": 5')
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    finish(data, tmp_path / "killed", QUICK)
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
+    data = data_in(tmp_path)
+    finish(data, tmp_path / "whole", QUICK)
+    process = start(data, tmp_path / "stopped", QUICK)
+    log = tmp_path / "stopped" / "runs" / "r" / "log.jsonl"
+    wait_for(process, log, '"update": 3')
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) == 130
+    saved = list((log.parent / "checkpoints").glob("*.json"))
+    assert saved and "saved; run the same command again" in (tmp_path / "stopped.log").read_text().replace("\n", " ")
+    finish(data, tmp_path / "stopped", QUICK)
+    assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path):
+    data = data_in(tmp_path)
+    finish(data, tmp_path / "whole", QUICK)
+    process = start(data, tmp_path / "damaged", QUICK)
+    run = tmp_path / "damaged" / "runs" / "r"
+    wait_for(process, run / "log.jsonl", '"update": 6')
+    os.kill(process.pid, signal.SIGTERM)
+    process.wait(timeout=60)
+    newest = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-5])
+    finish(data, tmp_path / "damaged", QUICK)
+    text = (tmp_path / "damaged.log").read_text().replace("\n", "")
+    assert newest.name in text and "going back to the one before" in text
+    assert outputs(tmp_path / "damaged") == outputs(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(tmp_path):
+    data = data_in(tmp_path)
+    begin = time.monotonic()
+    finish(data, tmp_path / "whole", LONG)
+    duration = time.monotonic() - begin
+    expected = outputs(tmp_path / "whole")
+    moments = random.Random(0)
+    for i in range(KILLS):
+        out = tmp_path / f"killed{i}"
+        process = start(data, out, LONG)
+        moment = moments.uniform(0.05, 0.95) * duration
+        time.sleep(moment)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        finish(data, out, LONG)
+        assert outputs(out) == expected, f"killed after {moment:.1f} of {duration:.1f} s"
