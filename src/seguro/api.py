@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,8 @@ Say = Callable[[str], None]
 Count = Callable[[int, int], None]
 DEFAULT_BUDGET = "1h"
 TRAIN_SCHEMA = 1
+WAIT_S = 600.0
+"""How long a second run waits while another one checks, plans or prepares in the same workspace."""
 ALL = "all"
 """Name of the pseudo-fold that trains on every labelled case and validates on none."""
 
@@ -153,8 +155,10 @@ def prepare(
     from seguro.core.errors import RunError
     from seguro.data import store
 
-    with locked(workspace_of(data, out)):
-        workspace, manifest, made = plan(data, out=out, options=options, jobs=jobs, progress=progress, say=say)
+    with locked(workspace_of(data, out), wait_s=WAIT_S):
+        workspace, manifest, made = plan(
+            data, out=out, options=options, jobs=jobs, progress=progress, say=say
+        )
         cases = (*manifest.of("train"), *manifest.of("unlabelled"))
         size, free = store.predicted_bytes(cases, made), shutil.disk_usage(workspace).free
         say(f"store {size / 2**20:.0f} MiB for {len(cases)} cases")
@@ -228,6 +232,11 @@ def _train(
     from seguro.networks import build
 
     method_class = get(options.method)
+    own = f"-{options.network or default_network(options.method)}".replace(":", "-").rstrip("-")
+    folder = workspace / "runs" / (options.name or f"{options.method}{own}-fold{options.fold}")
+    begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    if options.preset == "auto" and "preset" in begun:
+        options = replace(options, preset=begun["preset"])  # a run goes on as it began, on whatever machine
     preset, config = configure(options, gpu=runtime.device.type == "cuda")
     if plan.dims not in method_class.needs.dims:
         raise ConfigError(
@@ -236,12 +245,7 @@ def _train(
     train_cases, validation_cases = cases_of_fold(manifest, plan, options.fold, method_class.needs.labels)
     budget = None if options.updates else seconds(options.budget or DEFAULT_BUDGET)
     batch = options.batch or plan.batch
-    name = (
-        options.name
-        or f"{options.method}-{config.network if hasattr(config, 'network') else 'own'}-fold{options.fold}"
-    )
-    folder = workspace / "runs" / name
-    reads = {c.id: c.hash for c in (*train_cases, *validation_cases)}
+    reads = {f"case/{c.id}": c.hash for c in (*train_cases, *validation_cases)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
     if options.init:
         reads["init"] = sha256_file(model_folder(options.init) / "weights.safetensors")
@@ -254,7 +258,7 @@ def _train(
         "budget_s": budget,
         "batch": batch,
         "seed": options.seed,
-        "precision": runtime.precision,
+        "precision": options.precision,
         "validations": options.validations,
         "patience": options.patience,
     }
@@ -274,7 +278,9 @@ def _train(
         loaded, missing = load_weights(method.modules, options.init)
         say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
     hide = method_class.needs.labels == "none"
-    monitored = method_class.needs.monitor is not None and bool(validation_cases)
+    monitored = (
+        method_class.needs.segments and method_class.needs.monitor is not None and bool(validation_cases)
+    )
     loop = Loop(
         method,
         Cases(store, train_cases, plan.classes, hide_labels=hide),
@@ -298,17 +304,16 @@ def _train(
             chosen = loop.fit()
             load_modules(method.modules, chosen.tensors, "modules.")
             load_modules(loop.run.averaged, chosen.tensors, "averaged.")
-            outputs = [folder / "config.yaml"]
-            if method_class.needs.segments:
-                outputs += save_model(
-                    folder / "model",
-                    method=options.method,
-                    config=config.model_dump(mode="json"),
-                    plan=plan,
-                    predictor=method.predictor(loop.run.deployable()),
-                )
+            modules = loop.run.deployable()
+            files = save_model(
+                folder / "model",
+                method=options.method,
+                config=config.model_dump(mode="json"),
+                plan=plan,
+                predictor=method.predictor(modules) if method_class.needs.segments else modules,
+            )
             stage.finish(
-                outputs,
+                [folder / "config.yaml", *files],
                 seed=options.seed,
                 updates=loop.run.update,
                 chosen_update=chosen.update,
@@ -316,6 +321,7 @@ def _train(
                 minutes=round(loop.seconds / 60, 2),
                 torch=torch.__version__,
                 device=str(runtime.device),
+                precision=runtime.precision,
                 world=runtime.world,
                 threads=torch.get_num_threads(),
             )
@@ -344,6 +350,14 @@ def _same_or_refuse(folder: Path, stage: Stage) -> None:
     )
 
 
+def default_network(method: str) -> str:
+    """Return the name of a method's default network, "" where it has networks of its own."""
+    from seguro.methods import get
+
+    field = get(method).Config.model_fields.get("network")
+    return str(field.default) if field else ""
+
+
 def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
     """Return the preset used and the method's resolved config: defaults < preset < network < settings.
 
@@ -362,6 +376,8 @@ def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
         )
     fields: dict[str, Any] = merge({}, {} if preset == "default" else kind.presets[preset])
     if options.network:
+        if "network" not in kind.Config.model_fields:
+            raise ConfigError(f"method {options.method} has networks of its own and takes no --network")
         same = fields.get("network", kind.Config.model_fields["network"].default) == options.network
         fields = merge(fields, {"network": options.network})
         if not same:

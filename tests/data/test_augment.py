@@ -25,7 +25,9 @@ def case(shape=(12, 16, 20), spacing=(1, 1, 1), labelled=True) -> Stored:
     z, y, x = np.nonzero(label)
     where = np.column_stack([label[z, y, x] - 1, z, y, x]).astype(np.int32)
     affine = np.diag([*spacing[::-1], 1.0])
-    return Stored("c", image, None, label if labelled else None, np.ones(2, np.float32), where, Grid(shape, affine))
+    return Stored(
+        "c", image, None, label if labelled else None, np.ones(2, np.float32), where, Grid(shape, affine)
+    )
 
 
 PATCH = (6, 8, 10)
@@ -72,13 +74,16 @@ def test_mirroring_twice_is_nothing_and_lateral_labels_are_exchanged():
     assert augment.lateral_values(pair) == ((1, 2),)
     many = Augment(p_spatial=0)
     drawn = [
-        augment.draw(generator(i), many, spacing=(1, 1, 1), patch=PATCH, mirror=(2,), classes=pair) for i in range(20)
+        augment.draw(generator(i), many, spacing=(1, 1, 1), patch=PATCH, mirror=(2,), classes=pair)
+        for i in range(20)
     ]
     assert {bool(d.mirror) for d in drawn} == {True, False}
     assert all(bool(d.lateral) == (2 in d.mirror) for d in drawn)
 
 
-@pytest.mark.parametrize(("spacing", "patch"), [((1, 1, 1), PATCH), ((8, 1, 1), PATCH), ((5, 1, 1), (1, 8, 10))])
+@pytest.mark.parametrize(
+    ("spacing", "patch"), [((1, 1, 1), PATCH), ((8, 1, 1), PATCH), ((5, 1, 1), (1, 8, 10))]
+)
 def test_rotations_are_rigid_in_millimetres_and_leave_thick_slices_alone(spacing, patch):
     how = Augment(p_spatial=1, scale=(1, 1), elastic_vox=1)
     to_mm = np.diag(spacing)
@@ -105,7 +110,9 @@ def test_intensity_changes_in_closed_form():
 
 def test_the_same_generator_gives_the_same_parameters():
     how = Augment(p_spatial=1, p_noise=1, p_blur=1, p_intensity=1)
-    a, b = (augment.draw(generator(4), how, spacing=(1, 1, 1), patch=PATCH, mirror=(0, 1, 2)) for _ in range(2))
+    a, b = (
+        augment.draw(generator(4), how, spacing=(1, 1, 1), patch=PATCH, mirror=(0, 1, 2)) for _ in range(2)
+    )
     np.testing.assert_array_equal(a.spatial.matrix, b.spatial.matrix)
     assert replace(a, spatial=None) == replace(b, spatial=None)
     assert None not in (a.noise, a.blur_vox, a.brightness, a.contrast, a.gamma)

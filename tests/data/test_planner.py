@@ -48,7 +48,9 @@ def test_an_isotropic_volume_and_thick_slices():
     [((24, 24, 24), (1, 1, 1), 3, 0), ((9, 48, 48), (8, 1, 1), 2, 0), ((24, 48, 48), (6, 1, 1), 3, 0)],
 )
 def test_two_or_three_dimensions(tmp_path, shape, spacing, dims, axis):
-    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0, shape=shape, spacing=spacing, jitter=0)
+    data = phantom.write_msd(
+        tmp_path / "data", n_labelled=3, n_test=0, shape=shape, spacing=spacing, jitter=0
+    )
     _, _, plan = api.plan(data, out=tmp_path / "w", options=PlanOptions(memory_gib=0.05))
     assert (plan.dims, plan.slice_axis) == (dims, axis)
     assert any(r.startswith(f"{dims}-D") for r in plan.reasons)

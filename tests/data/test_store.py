@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 
@@ -67,7 +66,9 @@ def test_the_predicted_size_is_right_to_a_tenth(prepared):
 
 def test_ct_is_kept_in_int16_within_half_a_step(tmp_path, phantom_folder):
     workspace, manifest, plan = api.plan(phantom_folder, out=tmp_path, options=PlanOptions(memory_gib=0.02))
-    channel = plan.channels[0].model_copy(update={"scheme": "ct", "low": 0.0, "high": 90.0, "mean": 40.0, "sd": 20.0})
+    channel = plan.channels[0].model_copy(
+        update={"scheme": "ct", "low": 0.0, "high": 90.0, "mean": 40.0, "sd": 20.0}
+    )
     plan = plan.model_copy(update={"channels": (channel,)})
     folder = store.prepare(workspace, manifest, plan)
     case = manifest.of("train")[0]

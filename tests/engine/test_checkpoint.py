@@ -11,7 +11,9 @@ from seguro.engine.checkpoint import Checkpoint
 
 
 def write(folder, update: int, *, best=None) -> None:
-    checkpoint.save(folder, Checkpoint(update, {"w": torch.full((3,), float(update))}, {"note": "x"}), best=best)
+    checkpoint.save(
+        folder, Checkpoint(update, {"w": torch.full((3,), float(update))}, {"note": "x"}), best=best
+    )
 
 
 def test_the_newest_two_and_the_best_are_kept(tmp_path):

@@ -36,7 +36,10 @@ def finish(data: Path, out: Path, updates: int) -> None:
 
 def outputs(out: Path) -> dict[str, dict[str, str]]:
     """The `outputs` of every stage below a workspace."""
-    found = {p.parent.relative_to(out).as_posix(): json.loads(p.read_text())["outputs"] for p in out.rglob("stage.json")}
+    found = {
+        p.parent.relative_to(out).as_posix(): json.loads(p.read_text())["outputs"]
+        for p in out.rglob("stage.json")
+    }
     assert len(found) >= 6, sorted(found)
     return found
 
@@ -75,7 +78,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
     os.kill(process.pid, number)
     assert process.wait(timeout=60) == 130
     saved = list((log.parent / "checkpoints").glob("*.json"))
-    assert saved and "saved; run the same command again" in (tmp_path / "stopped.log").read_text().replace("\n", " ")
+    assert saved and "saved; run the same command again" in (tmp_path / "stopped.log").read_text().replace(
+        "\n", " "
+    )
     finish(data, tmp_path / "stopped", QUICK)
     assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
 

@@ -50,7 +50,10 @@ def command(data: Path, out: Path, *more: str) -> int:
 def test_odd_data_sets_train_and_predict(tmp_path, look):
     data = phantom.write_msd(tmp_path / "data", n_test=1, **look)
     run = train(data, tmp_path / "w")
-    assert main(["predict", str(run), str(data / "imagesTs"), "--out", str(tmp_path / "p"), "--threads", "1"]) == 0
+    assert (
+        main(["predict", str(run), str(data / "imagesTs"), "--out", str(tmp_path / "p"), "--threads", "1"])
+        == 0
+    )
     table = read_json(tmp_path / "p" / "predictions.json")
     assert len(table["cases"]) == 1 and not table["failed"]
 
@@ -62,7 +65,10 @@ def test_a_patch_larger_than_every_image_trains(tmp_path):
     factor = np.prod(read_json(path)["strides"], axis=0)
     write_json(path, read_json(path) | {"patch": [int(2 * 12 // f * f) for f in factor]})
     run = train(data, tmp_path / "w")
-    assert main(["predict", str(run), str(data / "imagesTs"), "--out", str(tmp_path / "p"), "--threads", "1"]) == 0
+    assert (
+        main(["predict", str(run), str(data / "imagesTs"), "--out", str(tmp_path / "p"), "--threads", "1"])
+        == 0
+    )
 
 
 def test_a_one_voxel_object_trains(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,10 +12,10 @@ from seguro.cli.terminal import AsJson, DryRun, console, finish
 
 def plan(
     data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
-    out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
-    memory: Annotated[Optional[float], typer.Option(min=0.01, help="GiB of one training step.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    memory: Annotated[float | None, typer.Option(min=0.01, help="GiB of one training step.")] = None,
     dims: Annotated[
-        Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
+        int | None, typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
     ] = None,
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from seguro.cli.terminal import AsJson, DryRun, console, finish
 
 def prepare(
     data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
-    out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cases prepared at a time.")] = 2,
     dry_run: DryRun = False,
     as_json: AsJson = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +15,12 @@ GPU_MEMORY_GIB = 8.0
 
 def train(
     data: Annotated[Path, typer.Argument(help="Data folder, or a workspace (NAME.seguro).")],
-    out: Annotated[Optional[Path], typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     method: Annotated[str, typer.Option(help="How to learn.")] = "supervised",
-    network: Annotated[Optional[str], typer.Option(help="unet, or monai:Name.")] = None,
+    network: Annotated[str | None, typer.Option(help="unet, or monai:Name.")] = None,
     preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
-    config: Annotated[Optional[Path], typer.Option(help="YAML file with fields of the method.")] = None,
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with fields of the method.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
     folds: Annotated[
         str,
         typer.Option(
@@ -28,24 +28,24 @@ def train(
             "'none' to train on every case."
         ),
     ] = "0",
-    updates: Annotated[Optional[int], typer.Option(min=1, help="Stop after this many updates.")] = None,
-    budget: Annotated[Optional[str], typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Stop after this many updates.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
     batch: Annotated[
-        Optional[int], typer.Option(min=1, help="Samples per update; the plan's by default.")
+        int | None, typer.Option(min=1, help="Samples per update; the plan's by default.")
     ] = None,
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without gain.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
-    init: Annotated[Optional[Path], typer.Option(help="Start from this run's or model's weights.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="Name of the run.")] = None,
+    init: Annotated[Path | None, typer.Option(help="Start from this run's or model's weights.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 16-mixed.")] = "auto",
     memory: Annotated[
-        Optional[float], typer.Option(min=0.01, help="GiB of one training step; decides the patch.")
+        float | None, typer.Option(min=0.01, help="GiB of one training step; decides the patch.")
     ] = None,
     dims: Annotated[
-        Optional[int], typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
+        int | None, typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
     ] = None,
-    threads: Annotated[Optional[int], typer.Option(min=1, help="CPU threads of the network.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
     seed: Seed = 0,
     dry_run: DryRun = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -22,8 +23,8 @@ LOCK_FILE = ".lock"
 class Stage:
     """One folder of the arrow.
 
-    The key is a hash of what the stage reads (content hashes), its own resolved config and a schema number. Versions,
-    machine, seed and duration are recorded beside it but are not part of it.
+    The key is a hash of what the stage reads (content hashes), its own resolved config (with a seed, where it has one)
+    and a schema number. Versions, machine and duration are recorded beside it but are not part of it.
 
     Args:
         folder: where the stage writes.
@@ -73,14 +74,21 @@ class Stage:
             lines.append(f"schema: was {previous.get('schema')!r}, is {self.schema!r}")
         return lines
 
-    def finish(self, outputs: Iterable[Path], **recorded: Any) -> dict[str, str]:
+    def finish(
+        self, outputs: Iterable[Path], *, known: Mapping[str, str] | None = None, **recorded: Any
+    ) -> dict[str, str]:
         """Hash `outputs` and write `stage.json`; returns the hashes by path relative to the folder.
 
         Args:
             outputs: files that the stage wrote, logs and everything with dates in it excepted.
+            known: hashes that need not be computed again, by relative path.
             recorded: further facts that are kept but not keyed (seed, warnings, minutes, ...).
         """
-        hashes = {p.relative_to(self.folder).as_posix(): sha256_file(p) for p in sorted(outputs)}
+        known = known or {}
+        hashes = {}
+        for path in sorted(outputs):
+            name = path.relative_to(self.folder).as_posix()
+            hashes[name] = known.get(name) or sha256_file(path)
         write_json(
             self.folder / STAGE_FILE,
             {
@@ -126,60 +134,37 @@ def machine() -> dict[str, str | int]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; a second process is refused with the holder's number.
+def locked(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold `folder` for this process; a second process is refused, and told who holds it.
 
-    A lock whose process is gone, or that dates from before the last boot, is stale and taken over.
+    The system's own file lock (flock) is used, so that the lock of a process that was killed is gone with it.
+
+    Args:
+        folder: created if missing.
+        wait_s: how long to wait for the other process before refusing.
 
     Raises:
-        RunError: another live process holds the folder.
+        RunError: another process works there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
-    boot = _boot_id()
-    mine = json.dumps({"pid": os.getpid(), "boot": boot})
-    while True:
+    with (folder / LOCK_FILE).open("a+") as stream:
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    stream.seek(0)
+                    holder = stream.read(100).strip() or "another process"
+                    raise RunError(
+                        f"{folder}: {holder} is working here; wait for it or stop it, then run again"
+                    ) from None
+                time.sleep(0.2)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {platform.node() or 'this machine'}")
+        stream.flush()
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        except FileExistsError:
-            holder = _holder(path)
-            if holder is None:
-                path.unlink(missing_ok=True)
-            elif holder.get("boot") == boot and _alive(int(holder.get("pid", 0))):
-                raise RunError(
-                    f"{folder}: process {holder['pid']} is working here; wait for it or stop it, then run again"
-                ) from None
-            else:
-                path.unlink(missing_ok=True)
-            continue
-        with os.fdopen(handle, "w") as stream:
-            stream.write(mine)
-        break
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _holder(path: Path) -> dict[str, Any] | None:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
-
-
-def _alive(pid: int) -> bool:
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _boot_id() -> str:
-    path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+            yield
+        finally:
+            stream.truncate(0)

@@ -48,8 +48,8 @@ class Classes(Record):
             raise ValueError(f"{len(self.names)} class names but {len(self.values)} sets of label values")
         if len(set(self.names)) != len(self.names):
             raise ValueError(f"class names repeat: {self.names}")
-        if not self.regions and len(self.names) < 2:
-            raise ValueError("an exclusive task needs a background and at least one class")
+        if not self.names:
+            raise ValueError("no classes at all; an exclusive task has at least its background")
         if not self.regions and any(len(v) != 1 for v in self.values):
             raise ValueError("an exclusive class has exactly one label value; for several use regions")
         if self.regions and len(self.paint) != len(self.names):
@@ -68,6 +68,10 @@ class Classes(Record):
     def foreground(self) -> tuple[str, ...]:
         """Names that are scored: all but the background."""
         return self.names if self.regions else self.names[1:]
+
+
+UNKNOWN = Classes(names=("background",), values=((0,),))
+"""The classes of data that nobody labelled."""
 
 
 class FileFact(Record):

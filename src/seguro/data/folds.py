@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from seguro.core.errors import DataError
@@ -17,19 +18,20 @@ SPLITS = "splits_final.json"
 def by_patient(cases: Sequence[Case], *, n: int, seed: int) -> tuple[Fold, ...]:
     """Return up to `n` folds over the labelled cases; all scans of a patient are on one side of each.
 
-    With one patient there is one fold, which validates on its own training cases.
+    Unlabelled scans go into training, except those of held-out patients. With one patient there is one fold, which
+    validates on its own training cases. Where nothing is labelled the folds are over all cases.
     """
-    labelled = [c for c in cases if c.label is not None]
-    unlabelled = tuple(c.id for c in cases if c.label is None)
+    labelled = [c for c in cases if c.label is not None] or list(cases)
+    unlabelled = [c for c in cases if c not in labelled]
     patients = sorted({c.patient for c in labelled})
     order = [patients[i] for i in generator(seed, "folds").permutation(len(patients))]
     if len(patients) < 2:
         everything = tuple(c.id for c in labelled)
-        return (Fold(name="0", train=(*everything, *unlabelled), validation=everything),)
+        return (Fold(name="0", train=(*everything, *(c.id for c in unlabelled)), validation=everything),)
     folds = []
     for k in range(min(n, len(patients))):
         held_out = set(order[k :: min(n, len(patients))])
-        folds.append(_fold(str(k), labelled, unlabelled, lambda c, out=held_out: c.patient in out))
+        folds.append(_fold(str(k), labelled, unlabelled, partial(_has_patient, held_out)))
     return tuple(folds)
 
 
@@ -40,7 +42,7 @@ def by_site(cases: Sequence[Case]) -> tuple[Fold, ...]:
         DataError: a patient with scans at two sites, who would be on both sides.
     """
     labelled = [c for c in cases if c.label is not None]
-    unlabelled = tuple(c.id for c in cases if c.label is None)
+    unlabelled = [c for c in cases if c.label is None]
     sites = sorted({c.site for c in labelled})
     if len(sites) < 2:
         return ()
@@ -51,15 +53,25 @@ def by_site(cases: Sequence[Case]) -> tuple[Fold, ...]:
                 f"patient {c.patient} has scans at sites {where[c.patient]} and {c.site}: "
                 "leave-one-site-out would test on a training patient; correct patients.csv"
             )
-    return tuple(_fold(f"site-{s}", labelled, unlabelled, lambda c, s=s: c.site == s) for s in sites)
+    return tuple(_fold(f"site-{s}", labelled, unlabelled, partial(_is_at, s)) for s in sites)
 
 
-def _fold(name: str, labelled: Sequence[Case], unlabelled: tuple[str, ...], held_out) -> Fold:  # type: ignore[no-untyped-def]
+def _fold(
+    name: str, labelled: Sequence[Case], unlabelled: Sequence[Case], held_out: Callable[[Case], bool]
+) -> Fold:
     return Fold(
         name=name,
-        train=(*(c.id for c in labelled if not held_out(c)), *unlabelled),
+        train=tuple(c.id for c in (*labelled, *unlabelled) if not held_out(c)),
         validation=tuple(c.id for c in labelled if held_out(c)),
     )
+
+
+def _has_patient(patients: set[str], case: Case) -> bool:
+    return case.patient in patients
+
+
+def _is_at(site: str, case: Case) -> bool:
+    return case.site == site
 
 
 def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:

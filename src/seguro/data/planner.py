@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_file, write_json
 from seguro.core.stage import STAGE_FILE, Stage
-from seguro.core.types import Classes, Manifest, Record, ThreeF
+from seguro.core.types import UNKNOWN, Classes, Manifest, Record, ThreeF
 from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
@@ -56,13 +56,14 @@ def make(
         step_bytes: the network's memory estimate.
 
     Raises:
-        DataError: no labels at all, or a class that no case contains.
+        DataError: a class that no case contains.
         ConfigError: options that do not fit together.
     """
     cases = (*manifest.of("train"), *manifest.of("unlabelled"))
-    if manifest.classes is None:
-        raise DataError(f"{manifest.name}: no case has a label; a plan needs at least one labelled case")
     reasons: list[str] = []
+    classes = manifest.classes or UNKNOWN
+    if manifest.classes is None:
+        reasons.append("no case has a label: only methods that learn from images alone can be trained")
     spacings = np.array([m.grid.spacing for m in measured])
     shapes = np.array([m.grid.shape for m in measured])
     spacing = options.spacing or _spacing(spacings, reasons)
@@ -102,12 +103,12 @@ def make(
         spacing=spacing,
         unit=cases[0].unit,
         channels=channels,
-        classes=manifest.classes,
+        classes=classes,
         patch=patch,
         strides=strides,
         kernels=kernels,
         batch=batch,
-        mirror=_mirror(manifest.classes, axes, reasons),
+        mirror=_mirror(classes, axes, reasons),
         fingerprint=_blank(manifest),
         folds=_folds(manifest, options, reasons),
         reasons=tuple(reasons),
@@ -303,7 +304,7 @@ def ensure(
     options = remembered(workspace, options)
     cases = (*manifest.of("train"), *manifest.of("unlabelled"))
     splits = Path(manifest.root) / SPLITS
-    reads = {c.id: c.hash for c in cases}
+    reads = {f"case/{c.id}": c.hash for c in cases}
     if splits.exists():
         reads[SPLITS] = sha256_file(splits)
     config: dict[str, Any] = options.model_dump() | {
@@ -322,6 +323,15 @@ def ensure(
         raise ConfigError(
             f"{path}: edited by hand, but cases or options changed:\n  {changed}\n"
             "remove the file to plan anew, or use another --out"
+        )
+    changed = [line for line in stage.difference() if line.startswith("config.")]
+    runs = sorted(p.parent.name for p in (workspace / "runs").glob("*/config.yaml"))
+    if before is not None and changed and runs:
+        raise ConfigError(
+            f"{workspace}: another plan was asked for:\n  "
+            + "\n  ".join(changed)
+            + f"\nbut {len(runs)} run(s) here "
+            f"({', '.join(runs[:3])}) were made with the present one; plan anew in another workspace (--out)"
         )
     measured = measure_all(manifest, cases, jobs=jobs, progress=progress)
     plan = make(manifest, measured, options, step_bytes=step_bytes)

@@ -6,6 +6,7 @@ content hashes, so runs share them; two processes that prepare the same case wri
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,8 @@ class Cases(Sequence[Stored]):
         self.labelled = (
             () if hide_labels else tuple(i for i, c in enumerate(self._cases) if c.label is not None)
         )
-        self.unlabelled = tuple(i for i in range(len(self._cases)) if i not in set(self.labelled))
+        known = set(self.labelled)
+        self.unlabelled = tuple(i for i in range(len(self._cases)) if i not in known)
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -100,8 +102,8 @@ class Cases(Sequence[Stored]):
 
     def view(self) -> Cases:
         """Return a copy that shares the open files and has its own `touched`."""
-        other = Cases(self.folder, self._cases, self.classes, hide_labels=self._hide)
-        other._open = self._open
+        other = copy.copy(self)
+        other.touched = []
         return other
 
 
@@ -156,7 +158,12 @@ def prepare_case(folder: Path, case: Case, manifest: Manifest, plan: Plan) -> li
         raise type(error)(f"{case.id}: {error}") from error
     step = CT_STEP if all(c.scheme == "ct" for c in plan.channels) else None
     if step is not None:
-        image = np.clip(np.rint(image / step), -32768, 32767).astype(np.int16)  # type: ignore[assignment]
+        if np.abs(image).max() > 32767 * step:
+            raise DataError(
+                f"{case.id}: scaled intensities reach {np.abs(image).max():.1f} standard deviations, at most "
+                f"{32767 * step:.1f} can be stored; widen low and high of the channels in plan.json"
+            )
+        image = np.rint(image / step).astype(np.int16)  # type: ignore[assignment]
     _save(stem.with_suffix(".image.npy"), image)
     if label is not None:
         _save(stem.with_suffix(".label.npy"), label)
@@ -228,7 +235,7 @@ def prepare(
     stage = Stage(
         folder,
         "prepare",
-        reads={c.id: c.hash for c in cases},
+        reads={f"case/{c.id}": c.hash for c in cases},
         config=plan.preprocessing(),
     )
     if stage.done():
@@ -246,7 +253,8 @@ def prepare(
             progress(done, len(cases))
     if failed:
         raise DataError("cases could not be prepared:\n  " + "\n  ".join(failed))
-    stage.finish(set(files))
+    before = stage.previous()
+    stage.finish(set(files), known=before["outputs"] if before else None)  # names are content hashes
     return folder
 
 

@@ -32,8 +32,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, *, best: int | None, keep: int = KEEP) -> None:
     """Write the checkpoint and remove old ones, except the newest `keep` and the one of update `best`."""
     stem = folder / f"update-{checkpoint.update:08d}"
-    cpu = {k: v.detach().to("cpu").contiguous() for k, v in checkpoint.tensors.items()}
-    write_bytes(stem.with_suffix(".safetensors"), pack(cpu))
+    write_bytes(stem.with_suffix(".safetensors"), packed(checkpoint.tensors))
     facts = {
         "update": checkpoint.update,
         "sha256": sha256_file(stem.with_suffix(".safetensors")),
@@ -43,6 +42,17 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: int | None, keep: int = 
     for update in updates(folder)[:-keep]:
         if update != best:
             remove(folder, update)
+
+
+def packed(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return tensors as safetensors bytes; tensors that share memory (tied weights) are written each in full."""
+    seen: set[int] = set()
+    out = {}
+    for name, tensor in tensors.items():
+        cpu = tensor.detach().to("cpu").contiguous()
+        out[name] = cpu.clone() if cpu.untyped_storage().data_ptr() in seen else cpu
+        seen.add(cpu.untyped_storage().data_ptr())
+    return pack(out)
 
 
 def updates(folder: Path) -> list[int]:

@@ -7,6 +7,7 @@ import random
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from seguro.engine.runtime import Runtime
 from seguro.methods.contract import Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
-PROBE_UPDATES = 8
+PROBE_UPDATES = 4
 """Updates after which a time budget is first turned into a number of updates."""
 VALIDATION_SHARE = 0.1
 """Largest part of a time budget that validations may take (but never fewer than MIN_VALIDATIONS)."""
@@ -116,6 +117,9 @@ class Loop:
         self._since = time.monotonic()
         self._stop = threading.Event()
         self._last: dict[str, float] = {}
+        self._sums: dict[str, float] = {}
+        """Logged values added up since the last look, and "n", how many."""
+        self._looked_at = 0
         self._validations = 0
         self._validating = 0.0
         """Seconds spent in validations."""
@@ -134,19 +138,28 @@ class Loop:
         """
         found = checkpoints.latest(self.checkpoints, say=self.say)
         start = self._resume(found) if found else 0
-        self.log.cut(start)
+        if int(self.runtime.from_first(float(start))) != start:
+            raise RunError(
+                f"{self.folder}: ranks see different checkpoints; all ranks must share this folder"
+            )
+        if self.runtime.rank == 0:
+            self.log.cut(start)
         with _signals(self._stop):
             if found is None and self.validate is not None:
                 self._validate()  # a validation that cannot work fails here, not after an hour
-            if self.limits.budget_s is not None and found is None:
-                self.run_updates(0, PROBE_UPDATES, on_update=self._after_update)
+            if self.limits.budget_s is not None and start < PROBE_UPDATES:
+                self.run_updates(start, PROBE_UPDATES - start, on_update=self._after_update)
                 self._estimate(PROBE_UPDATES)
                 start = PROBE_UPDATES
+            elif start and start != self._looked_at and start % self._step() == 0:
+                self._look(start)  # stopped by a signal between this update and its validation
             while start < self.run.updates and not self._patience_over():
                 stop = min(self._next_stop(start), self.run.updates)
                 self.run_updates(start, stop - start, on_update=self._after_update)
                 start = stop
                 self._look(start)
+            if self._looked_at != self.run.update:
+                self._look(self.run.update)
         if self.runtime.rank == 0:
             self.log.write_csv()
         self.runtime.barrier()
@@ -159,13 +172,13 @@ class Loop:
         """Do updates `start` ... `start + n - 1`; all that a site of a federation calls."""
         if n <= 0:
             return
-        self.method.modules.train()
+        self.run.train()
         with ThreadPoolExecutor(max_workers=self.workers) as pool:
-            ahead: Future[tuple[Batch, list[str]]] = pool.submit(self._batch, start)
+            ahead: deque[Future[tuple[Batch, list[str]]]] = deque()
             for update in range(start, start + n):
-                batch, ids = ahead.result()
-                if update + 1 < start + n:
-                    ahead = pool.submit(self._batch, update + 1)
+                while len(ahead) <= self.workers and update + len(ahead) < start + n:
+                    ahead.append(pool.submit(self._batch, update + len(ahead)))
+                batch, ids = ahead.popleft().result()
                 self._begin(update)
                 values = self.method.update(_to(batch, self.runtime.device), self.run)
                 self.run.update = update + 1
@@ -194,6 +207,8 @@ class Loop:
         update = self.run.update
         numbers = {k: float(self.runtime.mean(v.float())) for k, v in sorted(values.items())}
         self._last = numbers
+        for name, value in {**numbers, "n": 1.0}.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         if self.runtime.rank == 0:
             finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
             self.log.add("train", update, seconds=round(self.seconds, 2), **finite, **self.run.rates())
@@ -212,8 +227,12 @@ class Loop:
         return Progress(done, self.run.updates, seconds, left, self._last, self.best)
 
     def _next_stop(self, done: int) -> int:
-        step = max(1, round(self.run.updates / max(self._planned_validations(), 1)))
+        step = self._step()
         return (done // step + 1) * step
+
+    def _step(self) -> int:
+        """Updates from one look to the next."""
+        return max(1, round(self.run.updates / max(self._planned_validations(), 1)))
 
     def _planned_validations(self) -> int:
         """Return the validations over the whole training: as asked, but fewer where they would eat a time budget."""
@@ -231,35 +250,43 @@ class Loop:
 
     def _look(self, update: int) -> None:
         """Validate, re-estimate a time budget, save."""
-        if self.validate is not None:
-            self._validate()
+        self._validate()
         if self.limits.budget_s is not None:
             self._estimate(update)
+        self._looked_at = update
         self.save()
 
     def _validate(self) -> None:
+        """Score the predictor, if there is one to score; the monitored value may also be one that `update` logs."""
+        scores: dict[str, float] = {}
+        if self.validate is not None:
+            started = time.monotonic()
+            torch.manual_seed(derive(self.seed, self.run.update, "validate"))
+            modules = self.run.deployable()
+            modules.eval()
+            scores = dict(self.validate(self.method.predictor(modules).eval()))
+            self.run.train()
+            self._validating += time.monotonic() - started
+            self._validations += 1
+            if self.runtime.rank == 0:
+                self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
+        n = self._sums.pop("n", 1.0)
+        logged = {k: v / n for k, v in self._sums.items()}
+        self._sums = {}
+        self._select({**logged, **scores})
+
+    def _select(self, scores: Mapping[str, float]) -> None:
+        """Take the monitored score into account; the untrained network is looked at, never chosen."""
         monitor = self.method.needs.monitor
-        started = time.monotonic()
-        torch.manual_seed(derive(self.seed, self.run.update, "validate"))
-        modules = self.run.deployable()
-        modules.eval()
-        predictor = self.method.predictor(modules)
-        predictor.eval()
-        scores = dict(self.validate(predictor)) if self.validate else {}
-        self.method.modules.train()
-        self._validating += time.monotonic() - started
-        self._validations += 1
-        if self.runtime.rank == 0:
-            self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
-        if not monitor:
+        if not monitor or self.run.update == 0:
             return
         direction, _, name = monitor.partition(":")
-        score = scores[name]
+        score = scores.get(name, math.nan)
+        if not math.isfinite(score):
+            return
         higher = direction == "max"
         for key, optim in self.run.optims.items():
             self.run.plateaus[key].observe(score, higher_is_better=higher, schedule=optim.schedule)
-        if self.run.update == 0:
-            return  # the untrained network is looked at, never chosen
         if self.best is None or (score > self.best if higher else score < self.best):
             self.best, self.best_update, self.since_best = score, self.run.update, 0
         else:
@@ -316,6 +343,8 @@ class Loop:
                 "best": self.best,
                 "best_update": self.best_update,
                 "since_best": self.since_best,
+                "looked_at": self._looked_at,
+                "sums": self._sums,
                 "run": self.run.scalars(),
             }
             checkpoints.save(
@@ -346,6 +375,7 @@ class Loop:
         self._validating, self._validations = float(facts["validating_s"]), int(facts["validations"])
         self.best, self.best_update = facts["best"], facts["best_update"]
         self.since_best = int(facts["since_best"])
+        self._looked_at, self._sums = int(facts["looked_at"]), dict(facts["sums"])
         self.say(f"resuming at update {found.update}")
         return found.update
 

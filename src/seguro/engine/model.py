@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load as parse
-from safetensors.torch import save as pack
 
 from seguro import __version__
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_checked, read_json, sha256_file, sha256_json, write_bytes, write_json
 from seguro.data.plan import Plan
+from seguro.engine.checkpoint import packed
 from seguro.methods import get
 from seguro.methods.contract import Predictor
 from seguro.networks import build
@@ -40,13 +40,15 @@ class Model:
 
 
 def save_model(
-    folder: Path, *, method: str, config: Mapping[str, Any], plan: Plan, predictor: Predictor
+    folder: Path, *, method: str, config: Mapping[str, Any], plan: Plan, predictor: torch.nn.Module
 ) -> list[Path]:
-    """Write the model folder in one rename and return its files. No case name of the plan goes along."""
+    """Write the model folder in one rename and return its files. No case name of the plan goes along.
+
+    For a method that does not segment, `predictor` is its modules: weights for other runs to start from.
+    """
     temporary = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(temporary, ignore_errors=True)
-    weights = {k: v.detach().to("cpu").contiguous() for k, v in predictor.state_dict().items()}
-    write_bytes(temporary / "weights.safetensors", pack(weights))
+    write_bytes(temporary / "weights.safetensors", packed(predictor.state_dict()))
     write_json(
         temporary / "model.json",
         {
@@ -102,6 +104,10 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> Model:
             f"{facts['weights_sha256'][:12]}; the weights were changed or damaged: copy the model again"
         )
     kind = get(facts["method"])
+    if not kind.needs.segments:
+        raise DataError(
+            f"{folder}: made by method {facts['method']}, which does not segment; it can only start another run"
+        )
     try:
         plan = Plan.model_validate(facts["plan"])
         config = kind.Config.model_validate(facts["config"])

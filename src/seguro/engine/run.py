@@ -42,11 +42,15 @@ class LoopRun:
         self.epoch = 0
         self.world = runtime.world
         per_rank = batch // runtime.world
+        if per_rank % method.needs.group:
+            raise ConfigError(
+                f"batch {batch} on {runtime.world} rank(s) gives {per_rank} samples each; this method works on groups of "
+                f"{method.needs.group}: set --batch to a multiple of {runtime.world * method.needs.group}"
+            )
         self.slots = range(runtime.rank * per_rank, (runtime.rank + 1) * per_rank)
         self.runtime = runtime
         self.seed = seed
-        self.skipped = 0
-        """Steps skipped in a row."""
+        self._bad: dict[str, int] = {}
         self.modules = method.modules.to(runtime.device)
         runtime.broadcast(self.modules)
         self.optims: dict[str, Optim] = method.optimisers()
@@ -55,10 +59,12 @@ class LoopRun:
         names = {name for o in self.optims.values() for name in o.average}
         self.averaged = nn.ModuleDict(
             {n: copy.deepcopy(self.modules[n]).requires_grad_(False) for n in sorted(names)}
-        )
+        ).eval()
         self.scale = FIRST_SCALE if runtime.precision == "16-mixed" else 1.0
         self._good = 0
-        self._trainable = [p for p in self.modules.parameters() if p.requires_grad]
+        owned = [id(p) for o in self.optims.values() for g in o.optimiser.param_groups for p in g["params"]]
+        if len(owned) != len(set(owned)):
+            raise ConfigError("a parameter belongs to two optimisers of this method; give each its own")
 
     def rng(self, *key: int | str) -> torch.Generator:
         """Return a generator on the run's device keyed by (seed, update, *key)."""
@@ -80,8 +86,18 @@ class LoopRun:
         return g / self.scale
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of `x` over ranks."""
+        """Return the mean of `x` over ranks, detached."""
         return self.runtime.mean(x)
+
+    def train(self) -> None:
+        """Put the modules that are trained into training mode; frozen ones stay in evaluation mode."""
+        for module in self.modules.values():
+            module.train(any(p.requires_grad for p in module.parameters()))
+
+    @property
+    def skipped(self) -> int:
+        """Steps skipped in a row, of the optimiser where it is most."""
+        return max(self._bad.values(), default=0)
 
     def step(self, *names: str) -> bool:
         """Step the named optimisers (all when none is named) together, or skip them all; then zero all gradients."""
@@ -100,14 +116,15 @@ class LoopRun:
                 self._step_one(name, parameters[name])
         self._rescale(good)
         self.modules.zero_grad(set_to_none=True)
-        self.skipped = 0 if good else self.skipped + 1
+        for name in chosen:
+            self._bad[name] = 0 if good else self._bad.get(name, 0) + 1
         return good
 
     def _step_one(self, name: str, parameters: list[nn.Parameter]) -> None:
         optim = self.optims[name]
         if optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(parameters, optim.clip)
-        rate = factor(optim.schedule, self.update / self.updates, self.plateaus[name])
+        rate = factor(optim.schedule, self.update, self.updates, self.plateaus[name])
         for group, base in zip(optim.optimiser.param_groups, self._base[name], strict=True):
             group["lr"] = base * rate
         optim.optimiser.step()
@@ -138,17 +155,13 @@ class LoopRun:
         return {
             "scale": self.scale,
             "good": self._good,
-            "skipped": self.skipped,
+            "bad": self._bad,
             "plateaus": {n: vars(p) for n, p in self.plateaus.items()},
         }
 
     def load_scalars(self, facts: Mapping[str, Any]) -> None:
         """Restore what `scalars` returned."""
-        self.scale, self._good, self.skipped = (
-            float(facts["scale"]),
-            int(facts["good"]),
-            int(facts["skipped"]),
-        )
+        self.scale, self._good, self._bad = float(facts["scale"]), int(facts["good"]), dict(facts["bad"])
         self.plateaus = {n: PlateauState(**p) for n, p in facts["plateaus"].items()}
 
 

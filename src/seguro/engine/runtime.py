@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from seguro.core.errors import ConfigError
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
-TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others before it gives up (a validation lies between two meetings)."""
+TIMEOUT = timedelta(hours=24)
+"""How long a rank waits for the others: rank 0 may prepare a large data set first. torchrun ends all when one dies."""
 
 
 class Runtime:
@@ -56,7 +56,7 @@ class Runtime:
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean of `x` over ranks."""
         if self.world == 1:
-            return x
+            return x.detach()
         total = x.detach().clone()
         dist.all_reduce(total)
         return total / self.world
@@ -114,8 +114,9 @@ class Runtime:
             return [dict(tensors)]
         out: list[dict[str, Tensor]] = [{} for _ in range(self.world)]
         for name in sorted(tensors):
-            parts = [torch.empty_like(tensors[name]) for _ in range(self.world)]
-            dist.all_gather(parts, tensors[name].contiguous())
+            mine = tensors[name].detach().to(self.device).contiguous()
+            parts = [torch.empty_like(mine) for _ in range(self.world)]
+            dist.all_gather(parts, mine)
             for rank, part in enumerate(parts):
                 out[rank][name] = part
         return out

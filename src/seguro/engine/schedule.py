@@ -31,19 +31,21 @@ class PlateauState:
             self.waited = 0
 
 
-def factor(schedule: Schedule, progress: float, plateau: PlateauState) -> float:
-    """Return what the learning rate is multiplied by at `progress` in [0, 1).
+def factor(schedule: Schedule, update: int, updates: int, plateau: PlateauState) -> float:
+    """Return what the learning rate is multiplied by at `update` of `updates`.
 
     Example:
-        >>> factor(Schedule("poly", power=1.0), 0.25, PlateauState())
+        >>> factor(Schedule("poly", power=1.0), 25, 100, PlateauState())
         0.75
     """
-    progress = min(max(progress, 0.0), 1.0)
+    progress = min(max(update / updates, 0.0), 1.0)
     rise = min(1.0, (progress + 1e-9) / schedule.warmup) if schedule.warmup > 0 else 1.0
     if schedule.kind == "poly":
         return float(rise * (1 - progress) ** schedule.power)
     if schedule.kind == "cosine":
         return rise * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule.kind == "step":
+        return float(rise * schedule.factor ** (update // schedule.every))
     if schedule.kind == "plateau":
         return rise * plateau.factor
     return rise

@@ -29,7 +29,10 @@ class Needs:
     """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are given."""
     segments: bool = True
     monitor: str | None = "max:dice"
-    """Direction and name of the score that selects the model; None keeps the last."""
+    """Direction and name of the score that selects the model: one of the validation ("dice", "dice.<class>") or one
+    that `update` returns ("min:loss", its mean since the last look); None keeps the last."""
+    group: int = 1
+    """Consecutive slots that are mixed with each other and therefore never split over ranks."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,15 @@ class Schedule:
     """Learning-rate factor over training; `progress` = updates done / updates planned.
 
     poly: (1 - progress)^power. cosine: half a cosine to zero. constant: 1. plateau: x `factor` after `patience`
-    validations without improvement. The first `warmup` (a fraction of training) rises linearly in all of them.
+    validations without improvement. step: x `factor` every `every` updates. The first `warmup` (a fraction of training) rises linearly in all of them.
     """
 
-    kind: Literal["constant", "poly", "cosine", "plateau"] = "constant"
+    kind: Literal["constant", "poly", "cosine", "step", "plateau"] = "constant"
     power: float = 0.9
     warmup: float = 0.0
     factor: float = 0.2
     patience: int = 30
+    every: int = 1000
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Run(Protocol):
         """
 
     def mean(self, x: Tensor) -> Tensor:
-        """Return the mean of x over ranks (no gradient through the other ranks)."""
+        """Return the mean of x over ranks, detached: for denominators and logs, not for losses."""
 
 
 Sample = Any
@@ -177,13 +181,19 @@ class Method(Protocol):
         """Return what is neither module nor optimiser, by name."""
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned, on the run's device; `{}` on a fresh method changes nothing."""
 
     def predictor(self, modules: nn.ModuleDict) -> Predictor:
-        """Return the deployable predictor made of `modules` (raw or averaged); only if `needs.segments`."""
+        """Return the deployable predictor made of `modules` (raw or averaged); only if `needs.segments`.
+
+        Its submodules are named as in `modules`, so that another run can start from its weights (`--init`).
+        """
 
     def shared(self) -> list[str]:
-        """Return names in `modules.state_dict()`, buffers included, that may leave a site."""
+        """Return names in `modules.state_dict()`, buffers included, that may leave a site.
+
+        They hold for the moving averages too: where a module is averaged, its average travels with it.
+        """
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -13,7 +13,17 @@ from seguro.core.types import Classes, Split
 from seguro.data.formats import split_name
 
 Kind = Literal[
-    "file", "geometry", "intensity", "label", "pair", "leak", "duplicate", "layout", "spacing", "patient", "annotation"
+    "file",
+    "geometry",
+    "intensity",
+    "label",
+    "pair",
+    "leak",
+    "duplicate",
+    "layout",
+    "spacing",
+    "patient",
+    "annotation",
 ]
 
 
