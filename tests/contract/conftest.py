@@ -17,6 +17,7 @@ from seguro.data.planner import PlanOptions
 from seguro.data.store import Cases, prepare
 from seguro.engine.loop import Limits, Loop
 from seguro.engine.runtime import Runtime
+from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get
 from seguro.networks import build
 
@@ -47,7 +48,8 @@ class Setting:
         """A loop over the tiny method in `folder`."""
         method = self.method(name, seed)
         limits = Limits(updates=updates, validations=2)
-        return Loop(method, self.cases(method.needs), folder, Runtime("cpu"), limits, batch, seed, **more)
+        runtime = Runtime("cpu", more.pop("precision", "32"))
+        return Loop(method, self.cases(method.needs), folder, runtime, limits, batch, seed, **more)
 
 
 def setting(data: Path, out: Path) -> Setting:
@@ -66,11 +68,26 @@ def two_d(flat_folder, tmp_path_factory) -> Setting:
     return setting(flat_folder, tmp_path_factory.mktemp("two"))
 
 
+def monitored(setting: Setting, name: str) -> Any:
+    """A validation for methods that segment and are selected by a score, else None."""
+    needs = get(name).needs
+    if not (needs.segments and needs.monitor):
+        return None
+    _, validation = api.cases_of_fold(setting.manifest, setting.plan, "0", needs.labels)
+    return dice_validation(Cases(setting.store, validation, setting.plan.classes), Runtime("cpu"))
+
+
 def rows() -> list[Any]:
     """Every method in every dimension it works in."""
     return [
         pytest.param((name, dims), id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims
     ]
+
+
+@pytest.fixture
+def validation():
+    """`monitored`, for tests."""
+    return monitored
 
 
 @pytest.fixture(params=rows())

@@ -1,26 +1,26 @@
-"""Run under torchrun by test_training: trains METHOD on WORKSPACE for a few updates and saves the weights in OUT."""
+"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, from where it is up to UPDATES of four."""
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from seguro import api
 from seguro.core.seeds import derive
 from seguro.data import manifest as manifests
 from seguro.data import planner
 from seguro.data.store import Cases
-from seguro.engine.loop import Limits, Loop
+from seguro.engine.loop import Limits, Loop, Stopped
 from seguro.engine.runtime import Runtime
 from seguro.inference.validate import dice_validation
 from seguro.methods import get
 from seguro.networks import build
 
 
-def main(name: str, workspace: Path, out: Path) -> None:
+def main(name: str, workspace: Path, out: Path, until: int) -> None:
     torch.set_num_threads(1)
     runtime = Runtime("cpu")
     manifest = manifests.load(workspace / "check" / "manifest.json")
@@ -36,13 +36,12 @@ def main(name: str, workspace: Path, out: Path) -> None:
     )
     limits = Limits(updates=4, validations=2)
     loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
-    loop.fit()
-    if runtime.rank == 0:
-        save_file(
-            {k: v.contiguous() for k, v in method.modules.state_dict().items()}, out / "final.safetensors"
-        )
+    if until < 4:
+        loop.progress = lambda p: loop._stop.set() if p.update == until else None
+    with suppress(Stopped):
+        loop.fit()
     runtime.close()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
