@@ -1,7 +1,8 @@
 """Speed beside the peer, both measured in one run: `python benchmarks/speed.py [JOB ...]`.
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
-run in one thread, alternately, after one warm-up; the best time of each counts. Peak memory is what a fresh
+run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
+window, whose two sides lie close together, wall time for the others). Peak memory is what a fresh
 process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
 """
 
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,7 @@ class Job:
 
     make: Callable[[], Pair]
     repeats: int = 3
+    clock: Callable[[], float] = time.perf_counter
     limit_s: float | None = None
     least_ratio: float | None = None
     """The peer must take at least so many times longer."""
@@ -147,7 +150,97 @@ def _same(ours: tuple[float, ...], theirs: tuple[float, ...], tolerance: float =
     np.testing.assert_allclose(ours, theirs, atol=tolerance)
 
 
+WINDOW = (48, 48, 48)
+
+
+def windows(classes: int) -> Pair:
+    """The sliding window against the same network on the same windows and nothing else."""
+    from itertools import product
+
+    import torch
+
+    from seguro.core.types import Classes
+    from seguro.inference.sliding import slabs, window_starts
+    from seguro.methods.contract import Predictor, Windows
+    from seguro.networks.unet import UNet
+
+    class Small(Predictor):
+        """A U-Net of the width that `preset small` trains on a CPU."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            names = tuple(f"class {i}" for i in range(classes))
+            self.classes = Classes(names=names, values=tuple((i,) for i in range(classes)))
+            self.tiling = Windows(WINDOW)
+            strides, kernels = [(2,) * 3] * 3, [(3,) * 3] * 4
+            self.network = UNet(in_channels=1, classes=classes, strides=strides, kernels=kernels, width=16)
+
+        def forward(self, x: torch.Tensor, support: object = None) -> torch.Tensor:
+            return self.network(x)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    predictor, x = Small().eval(), torch.randn(1, 64, 96, 96)
+    starts = [window_starts(n, w, 0.5) for n, w in zip(x.shape[1:], WINDOW, strict=True)]
+    parts = [tuple(slice(a, a + w) for a, w in zip(c, WINDOW, strict=True)) for c in product(*starts)]
+
+    @torch.inference_mode()
+    def ours() -> None:
+        for _ in slabs(predictor, x, predictor.tiling):
+            pass
+
+    @torch.inference_mode()
+    def alone() -> None:
+        for where in parts:
+            predictor(x[(slice(None), *where)][None])
+
+    return Pair(f"{len(parts)} windows of 48^3, {classes} classes", ours, "the network alone", alone)
+
+
+def patch() -> Pair:
+    """A 96-cubed patch from the store against reading the compressed scan and cropping it."""
+    import tempfile
+
+    import nibabel
+
+    from seguro.core.types import Grid
+    from seguro.data.store import Stored
+
+    rng = np.random.default_rng(0)
+    folder = Path(tempfile.mkdtemp())
+    volume = rng.normal(size=(1, 160, 256, 256)).astype(np.float32)
+    np.save(folder / "case.npy", volume)
+    nibabel.save(nibabel.Nifti1Image(volume[0].astype(np.int16), np.eye(4)), folder / "case.nii.gz")
+    stored = np.load(folder / "case.npy", mmap_mode="r")
+    nothing = np.zeros((0, 4), np.int32)
+    case = Stored(
+        "case", stored, None, None, np.ones(1, np.float32), nothing, Grid(volume.shape[1:], np.eye(4))
+    )
+    corners = iter(rng.integers(0, 64, (1000, 3)))
+
+    def where() -> tuple[slice, slice, slice]:
+        z, y, x = next(corners)
+        return slice(z, z + 96), slice(y, y + 96), slice(x, x + 96)
+
+    def peer() -> object:
+        return np.asarray(nibabel.load(folder / "case.nii.gz").dataobj, dtype=np.float32)[where()]
+
+    return Pair("96^3 of 160x256x256", lambda: case.patch(where()), "nibabel .nii.gz, cropped", peer)
+
+
+def startup() -> Pair:
+    """The whole process of `seguro --help`."""
+    import subprocess
+
+    command = [sys.executable, "-m", "seguro.cli.main", "--help"]
+    return Pair("seguro --help", lambda: subprocess.run(command, check=True, capture_output=True))
+
+
 JOBS: dict[str, Job] = {
+    "command line help": Job(startup, repeats=5, limit_s=0.5),
+    "patch from the store": Job(patch, repeats=9, limit_s=0.002),
+    "sliding window, 3 classes": Job(partial(windows, 3), clock=time.process_time, least_ratio=1 / 1.1),
+    "sliding window, 20 classes": Job(partial(windows, 20), clock=time.process_time, least_ratio=1 / 1.1),
     "surface metrics vs MONAI HD95": Job(surface_hd95, least_ratio=5),
     "surface metrics vs MONAI": Job(surface_all, least_ratio=5),
     "surface metrics vs distance transform": Job(surface_transform),
@@ -164,9 +257,9 @@ def measure(name: str) -> Row:
         side()
     for _ in range(job.repeats):
         for side, of_side in zip(sides, times, strict=True):
-            start = time.perf_counter()
+            start = job.clock()
             side()
-            of_side.append(time.perf_counter() - start)
+            of_side.append(job.clock() - start)
     ours_s, peer_s = min(times[0]), min(times[1]) if pair.peer else None
     return Row(
         name,
