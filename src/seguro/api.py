@@ -76,7 +76,8 @@ def workspace_of(data: Path, out: Path | None = None) -> Path:
     workspace = Path(out) if out is not None else Path(f"{data.resolve().name}.seguro")
     if data.is_dir() and workspace.resolve().is_relative_to(data.resolve()) and not is_workspace(data):
         raise ConfigError(
-            f"{workspace} lies inside the input folder {data}, which is never written to; choose another --out"
+            f"{workspace} lies inside the input folder {data}, which is never written to; "
+            "choose another --out"
         )
     return workspace
 
@@ -183,7 +184,7 @@ def train(
     Skips what is finished and resumes what was interrupted.
 
     Raises:
-        ConfigError: options that do not fit, or a run folder made with other options (the difference is shown).
+        ConfigError: options that do not fit, or a run folder made with others (the difference is shown).
         DataError: data that cannot be used.
         Stopped: a signal stopped it; saved.
     """
@@ -479,9 +480,9 @@ def cases_of_fold(
         DataError: no labelled training case where one is needed.
     """
     by_id = {c.id: c for c in (*manifest.of("train"), *manifest.of("unlabelled"))}
-    if fold == ALL:
-        train, validation = tuple(by_id.values()), ()
-    else:
+    train: tuple[Case, ...] = tuple(by_id.values())
+    validation: tuple[Case, ...] = ()
+    if fold != ALL:
         try:
             chosen = plan.fold(fold)
         except KeyError as error:
@@ -547,6 +548,6 @@ def load(*paths: Path | str, device: str = "cpu") -> Segmenter:
 
 
 __all__ = [
-    "Segmenter", "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "plan", "prepare",
-    "read_yaml", "seconds", "settings_from", "train", "workspace_of",
+    "Segmenter", "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "plan",
+    "prepare", "read_yaml", "seconds", "settings_from", "train", "workspace_of",
 ]  # fmt: skip

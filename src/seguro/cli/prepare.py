@@ -26,7 +26,10 @@ def prepare(
     from seguro.cli.progress import counting
 
     out_console = console(as_json)
-    say = lambda line: out_console.print(escape(line))  # noqa: E731
+
+    def say(line: str) -> None:
+        out_console.print(escape(line))
+
     workspace = api.workspace_of(data, out)
     result: dict[str, object] = {"workspace": str(workspace)}
     if dry_run:

@@ -105,7 +105,7 @@ def measure_all(
     return out
 
 
-def spread(values: Sequence[float]) -> Spread:
+def spread(values: Sequence[float] | NDArray[np.floating]) -> Spread:
     """Return the low, median and high of `values`."""
     low, median, high = np.percentile(np.asarray(values, dtype=float), (0.5, 50, 99.5))
     return Spread(low=float(low), median=float(median), high=float(high))

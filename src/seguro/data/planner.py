@@ -93,7 +93,8 @@ def make(
         batch += 1
     reasons.append(
         f"patch {_x(patch)}, batch {batch}: one training step is predicted to take "
-        f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB (median case {_x(sizes)})"
+        f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB "
+        f"(median case {_x(sizes)})"
     )
     channels = tuple(_channel(name, i, measured, reasons) for i, name in enumerate(manifest.channels))
     draft = Plan(
@@ -160,9 +161,9 @@ def shape_for(
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
     """Return patch, strides and kernels for about `sizes` voxels of `mm` size.
 
-    An axis is halved while it keeps SMALLEST_MAP voxels and its spacing is within a factor two of the finest; its
-    kernel is 1 while its spacing is more than twice the finest. The patch is `sizes` rounded up to the total stride
-    (with `exact`: refused if that changes it).
+    An axis is halved while it keeps SMALLEST_MAP voxels and its spacing is within a factor two of the finest;
+    its kernel is 1 while its spacing is more than twice the finest. The patch is `sizes` rounded up to the
+    total stride (with `exact`: refused if that changes it).
     """
     size, step = [float(s) for s in sizes], list(mm)
     strides: list[tuple[int, ...]] = []
@@ -271,8 +272,8 @@ def _refuse_absent(found: Fingerprint, manifest: Manifest) -> None:
     absent = [n for n, count in found.present.items() if count == 0]
     if absent:
         raise DataError(
-            f"{manifest.name}: no training case contains {', '.join(absent)}; remove the class from the data set's "
-            "labels or add a case that has it"
+            f"{manifest.name}: no training case contains {', '.join(absent)}; remove the class from the "
+            "data set's labels or add a case that has it"
         )
 
 
@@ -293,8 +294,8 @@ def ensure(
     """Return the workspace's plan, made now unless the same cases and options made it before.
 
     Only the fields of `options` that were set count; the others are those of the last plan here, so that what
-    `seguro plan` was told needs not be said again. A plan edited by hand is used as it is while cases and options
-    stay the same.
+    `seguro plan` was told needs not be said again. A plan edited by hand is used as it is while cases and
+    options stay the same.
 
     Raises:
         ConfigError: an edited plan would be overwritten, or is not valid.
@@ -319,9 +320,9 @@ def ensure(
             say(f"{path}: edited by hand, used as it is")
         return load(path)
     if edited:
-        changed = "\n  ".join(stage.difference())
+        difference = "\n  ".join(stage.difference())
         raise ConfigError(
-            f"{path}: edited by hand, but cases or options changed:\n  {changed}\n"
+            f"{path}: edited by hand, but cases or options changed:\n  {difference}\n"
             "remove the file to plan anew, or use another --out"
         )
     changed = [line for line in stage.difference() if line.startswith("config.")]
@@ -341,7 +342,7 @@ def ensure(
 
 
 def remembered(workspace: Path, options: PlanOptions | None = None) -> PlanOptions:
-    """Return the options of the workspace's last plan with the fields that were set in `options` over them."""
+    """Return the options of the workspace's last plan, overridden by the fields that `options` has set."""
     path = workspace / "plan" / STAGE_FILE
     before = read_json(path)["config"] if path.exists() else {}
     last = PlanOptions.model_validate({k: before[k] for k in PlanOptions.model_fields if k in before})

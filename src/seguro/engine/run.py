@@ -1,4 +1,4 @@
-"""What the loop lends to a method: devices, ranks, precision, steps and randomness (`methods.contract.Run`)."""
+"""What the loop lends to a method (`methods.contract.Run`): devices, ranks, precision, steps, randomness."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ class LoopRun:
         per_rank = batch // runtime.world
         if per_rank % method.needs.group:
             raise ConfigError(
-                f"batch {batch} on {runtime.world} rank(s) gives {per_rank} samples each; this method works on groups of "
-                f"{method.needs.group}: set --batch to a multiple of {runtime.world * method.needs.group}"
+                f"batch {batch} on {runtime.world} rank(s) gives {per_rank} samples each; this method works "
+                f"on groups of {method.needs.group}: "
+                f"set --batch to a multiple of {runtime.world * method.needs.group}"
             )
         self.slots = range(runtime.rank * per_rank, (runtime.rank + 1) * per_rank)
         self.runtime = runtime
@@ -78,7 +79,7 @@ class LoopRun:
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of `loss` times the scale."""
-        (loss * self.scale).backward()
+        (loss * self.scale).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
 
     def grad(self, y: Tensor, x: Tensor, create_graph: bool = False) -> Tensor:
         """Return d y.sum() / d x, computed at the scale and divided by it."""
@@ -100,7 +101,7 @@ class LoopRun:
         return max(self._bad.values(), default=0)
 
     def step(self, *names: str) -> bool:
-        """Step the named optimisers (all when none is named) together, or skip them all; then zero all gradients."""
+        """Step the named optimisers (none named: all) together, or skip them all; then zero all gradients."""
         chosen = names or tuple(self.optims)
         parameters = {
             n: [p for g in self.optims[n].optimiser.param_groups for p in g["params"]] for n in chosen
@@ -142,9 +143,8 @@ class LoopRun:
 
     def deployable(self) -> nn.ModuleDict:
         """Return the modules with their averages in place of the raw ones where there are averages."""
-        return nn.ModuleDict(
-            {n: self.averaged[n] if n in self.averaged else m for n, m in self.modules.items()}
-        )
+        averaged = dict(self.averaged.items())
+        return nn.ModuleDict({n: averaged.get(n, m) for n, m in self.modules.items()})
 
     def rates(self) -> dict[str, float]:
         """Return the learning rate of each optimiser as last used."""
@@ -170,5 +170,5 @@ def _average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move `average` towards `module`; buffers are copied."""
     for a, p in zip(average.parameters(), module.parameters(), strict=True):
         a.lerp_(p.detach(), 1 - decay)
-    for a, b in zip(average.buffers(), module.buffers(), strict=True):
-        a.copy_(b)
+    for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
+        kept.copy_(buffer)

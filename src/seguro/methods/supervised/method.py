@@ -18,6 +18,7 @@ from seguro.data.sampling import centre, patch_size
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
 from seguro.methods.contract import (
+    Batch,
     Build,
     Needs,
     Optim,
@@ -94,10 +95,11 @@ class Supervised:
             classes=self.plan.classes,
         )
         image, label = patch_of(case, middle, patch, drawn)
+        assert label is not None  # the case is one of `cases.labelled`
         shape = self.plan.patch
         return Labelled(image.reshape(-1, *shape), label.reshape(shape), case.annotated)
 
-    def update(self, batch: Labelled, run: Run) -> dict[str, Tensor]:
+    def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step on Dice plus cross entropy."""
         image, label, annotated = batch.image, batch.label, batch.annotated
         with run.autocast():
@@ -139,7 +141,7 @@ class NetworkPredictor(Predictor):
             self.tiling = Slices(plan.slice_axis, (plan.patch[0], plan.patch[1]), overlap)
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
-        """Return logits (N, n, Z, Y, X) of (N, C, Z, Y, X); 2-D networks see (N, C, Y, X) of the single slice."""
+        """Return logits (N, n, Z, Y, X) of (N, C, Z, Y, X); 2-D networks see (N, C, Y, X) of one slice."""
         if self.dims == 3:
             return self.network(x)  # type: ignore[no-any-return]
         return self.network(x.squeeze(2)).unsqueeze(2)  # type: ignore[no-any-return]
