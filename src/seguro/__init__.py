@@ -1,6 +1,7 @@
 """Segments medical images when the textbook setting fails.
 
-The names below are the Python API; each is imported when it is first used, so that `import seguro` costs nothing.
+The names below are the Python API; each is imported when it is first used, so that `import seguro` costs
+nothing.
 """
 
 from __future__ import annotations

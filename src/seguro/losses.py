@@ -1,9 +1,9 @@
 """Segmentation losses that know what was annotated: ignore label, mask, and classes nobody looked for.
 
-A class that is not annotated in a case is never taken as background. In exclusive tasks its probability is added to
-the background's where the label says background (marginal loss, Shi et al. 2021, Med. Image Anal. 70, eq. 4); in
-region tasks its term is left out. All losses are means over samples of per-sample values, so that one rank with a
-batch of two and two ranks with one each give the same gradient.
+A class that is not annotated in a case is never taken as background. In exclusive tasks its probability is
+added to the background's where the label says background (marginal loss, Shi et al. 2021, Med. Image Anal.
+70, eq. 4); in region tasks its term is left out. All losses are means over samples of per-sample values, so
+that one rank with a batch of two and two ranks with one each give the same gradient.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from torch import Tensor
 from seguro.core.types import IGNORE, Classes
 
 DICE_SMOOTH = 1.0
-"""Added to numerator and denominator, in voxels: a crop without the class gives zero loss for an empty prediction."""
+"""Added to numerator and denominator, in voxels.
+
+A crop without the class gives zero loss for an empty prediction."""
 
 
 def one_hot(label: Tensor, classes: Classes) -> Tensor:
-    """Return float targets (N, n, *size) of stored labels (N, *size); ignored voxels are zero in every class."""
+    """Return float targets (N, n, *size) of stored labels (N, *size); ignored voxels are zero throughout."""
     if classes.regions:
         hits = [
             torch.isin(label, torch.tensor(v, device=label.device, dtype=label.dtype)) for v in classes.values
@@ -30,7 +32,10 @@ def one_hot(label: Tensor, classes: Classes) -> Tensor:
 
 
 def annotated_mask(annotated: Tensor, classes: Classes) -> Tensor:
-    """Return (N, n) with 1 where a class was looked for; `annotated` is (N, foreground), the background always was."""
+    """Return (N, n) with 1 where a class was looked for, as the background always was.
+
+    `annotated` is (N, foreground).
+    """
     if classes.regions:
         return annotated.float()
     return torch.cat([torch.ones_like(annotated[:, :1]), annotated], dim=1).float()

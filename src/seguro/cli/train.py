@@ -63,7 +63,10 @@ def train(
     from seguro.core.errors import ConfigError
 
     out_console = console(as_json)
-    say = lambda line: out_console.print(escape(line))  # noqa: E731
+
+    def say(line: str) -> None:
+        out_console.print(escape(line))
+
     if updates is not None and budget is not None:
         raise ConfigError("--updates and --budget exclude each other: give one")
     settings = api.merge(api.read_yaml(config) if config else {}, api.settings_from(set_ or []))
@@ -128,7 +131,7 @@ def planned_folds(data: Path, out: Path | None, plan_options: Any) -> list[str]:
 
 
 def fold_names(text: str, all_folds: Any) -> list[str]:
-    """Return fold names of "--folds": one, several with commas, "all" for each planned one, "none" for no fold."""
+    """Return fold names of "--folds": one, several with commas, "all" planned ones, "none" for no fold."""
     from seguro import api
 
     if text == "all":
@@ -149,7 +152,8 @@ def describe(data: Path, out: Path | None, plan_options: Any, options: Any, name
     ]
     return [
         f"workspace {workspace}/",
-        f"would run: {', '.join([*stages, 'prepare', 'train'])} for fold{'s' * (len(names) > 1)} {', '.join(names)}",
+        f"would run: {', '.join([*stages, 'prepare', 'train'])} "
+        f"for fold{'s' * (len(names) > 1)} {', '.join(names)}",
         f"method {options.method}, preset {preset}",
         *(f"  {k}: {v}" for k, v in config.model_dump().items()),
     ]

@@ -26,14 +26,14 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Checked:
-    """A foreign file read to its end: its decompressed bytes and the SHA-256 of the file as it lies on disk."""
+    """A foreign file read to its end: its decompressed bytes, and the SHA-256 of the file on disk."""
 
     data: bytes
     sha256: str
 
 
 def read_checked(path: Path, *, limit: int = MAX_FILE_BYTES) -> Checked:
-    """Return the whole content of `path`, gunzipped if it is gzip, with every checksum of the stream verified.
+    """Return the whole content of `path`, gunzipped if it is gzip, every checksum of the stream verified.
 
     The gzip stream is read to its end, so that a flipped bit or a cut is found here and not by a network.
 
@@ -42,7 +42,8 @@ def read_checked(path: Path, *, limit: int = MAX_FILE_BYTES) -> Checked:
         limit: largest decompressed size in bytes; checked while reading, never by trusting a header.
 
     Raises:
-        DataError: missing, unreadable, empty, truncated, corrupt or too large; the message names the byte position.
+        DataError: missing, unreadable, empty, truncated, corrupt or too large; the message names the byte
+            position.
     """
     digest = hashlib.sha256()
     try:
@@ -54,7 +55,8 @@ def read_checked(path: Path, *, limit: int = MAX_FILE_BYTES) -> Checked:
                 size = os.fstat(stream.fileno()).st_size
                 if size > limit:
                     raise DataError(
-                        f"{path}: {size} bytes, more than the limit of {limit}; raise the limit if this is right"
+                        f"{path}: {size} bytes, more than the limit of {limit}; "
+                        "raise the limit if this is right"
                     )
                 data = stream.read()
                 digest.update(data)
@@ -68,7 +70,7 @@ def read_checked(path: Path, *, limit: int = MAX_FILE_BYTES) -> Checked:
 
 
 def _gunzip(path: Path, stream: BufferedReader, digest: Any, limit: int) -> bytes:
-    """Return the decompressed bytes of every gzip member in `stream`; zlib verifies CRC and length of each."""
+    """Return the decompressed bytes of each gzip member in `stream`; zlib verifies its CRC and length."""
     inflate = zlib.decompressobj(wbits=31)
     parts: list[bytes] = []
     total = read = 0
@@ -95,7 +97,8 @@ def _gunzip(path: Path, stream: BufferedReader, digest: Any, limit: int) -> byte
                     inflate = zlib.decompressobj(wbits=31)
     if not inflate.eof:
         raise DataError(
-            f"{path}: truncated gzip stream, ends at byte {read} before its checksum; copy it again from its source"
+            f"{path}: truncated gzip stream, ends at byte {read} before its checksum; "
+            "copy it again from its source"
         )
     return b"".join(parts)
 
@@ -130,7 +133,7 @@ def sha256_json(value: Any) -> str:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is fsynced and renamed to `path`, else removed.
+    """Yield a temporary path in the same folder; on success fsynced and renamed to `path`, else removed.
 
     Raises:
         RunError: the disk is full; the old file is intact, and the message gives needed and free bytes.
@@ -149,7 +152,8 @@ def atomic(path: Path) -> Iterator[Path]:
         needed = temporary.stat().st_size if temporary.exists() else 0
         free = shutil.disk_usage(path.parent).free
         raise RunError(
-            f"{path}: disk full after {needed} bytes ({free} bytes free); the old file is unchanged: free space and run again"
+            f"{path}: disk full after {needed} bytes ({free} bytes free); the old file is unchanged: "
+            "free space and run again"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

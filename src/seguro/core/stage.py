@@ -23,8 +23,9 @@ LOCK_FILE = ".lock"
 class Stage:
     """One folder of the arrow.
 
-    The key is a hash of what the stage reads (content hashes), its own resolved config (with a seed, where it has one)
-    and a schema number. Versions, machine and duration are recorded beside it but are not part of it.
+    The key is a hash of what the stage reads (content hashes), its own resolved config (with a seed, where it
+    has one) and a schema number. Versions, machine and duration are recorded beside it but are not part of
+    it.
 
     Args:
         folder: where the stage writes.
@@ -51,7 +52,7 @@ class Stage:
         return dict(read_json(path)) if path.exists() else None
 
     def done(self, *, verify: bool = False) -> bool:
-        """Whether the same key finished here and its outputs are still present (with `verify`: and unchanged)."""
+        """Whether the same key finished here and its outputs are present (with `verify`: and unchanged)."""
         previous = self.previous()
         if previous is None or previous["key"] != self.key:
             return False

@@ -1,7 +1,7 @@
 """Augmentation of training patches, 2-D and 3-D: parameters are drawn in one function and applied in another.
 
-Spatial transforms are read straight from the stored volume around the patch, so that no border enters where there is
-image to read. Rotations are in physical space: an anisotropic voxel is not sheared.
+Spatial transforms are read straight from the stored volume around the patch, so that no border enters where
+there is image to read. Rotations are in physical space: an anisotropic voxel is not sheared.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _draw_spatial(rng: np.random.Generator, how: Augment, spacing: ThreeF, patch
 def patch_of(
     case: Stored, middle: ThreeF, patch: Three, drawn: Drawn
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:
-    """Return the augmented image (C, *patch) and label (*patch) around `middle` (z, y, x) of a stored case."""
+    """Return augmented image (C, *patch) and label (*patch) around `middle` (z, y, x) of a stored case."""
     if drawn.spatial is None:
         image, label = crop(case, middle, patch)
     else:

@@ -125,8 +125,8 @@ def ensure(
 ) -> Manifest:
     """Return the manifest of `folder`, checking it first when it was not checked or has changed.
 
-    Images that stand twice among the training cases, under two patients, are left out once and said: a fold would
-    otherwise validate on a training image. Every other error refuses the folder.
+    Images that stand twice among the training cases, under two patients, are left out once and said: a fold
+    would otherwise validate on a training image. Every other error refuses the folder.
 
     Without `options` those of the last successful check in the workspace hold, so that what `seguro check`
     was told (quarantine, spacing, class names, ...) needs not be said again.

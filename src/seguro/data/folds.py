@@ -18,8 +18,8 @@ SPLITS = "splits_final.json"
 def by_patient(cases: Sequence[Case], *, n: int, seed: int) -> tuple[Fold, ...]:
     """Return up to `n` folds over the labelled cases; all scans of a patient are on one side of each.
 
-    Unlabelled scans go into training, except those of held-out patients. With one patient there is one fold, which
-    validates on its own training cases. Where nothing is labelled the folds are over all cases.
+    Unlabelled scans go into training, except those of held-out patients. With one patient there is one fold,
+    which validates on its own training cases. Where nothing is labelled the folds are over all cases.
     """
     labelled = [c for c in cases if c.label is not None] or list(cases)
     unlabelled = [c for c in cases if c not in labelled]

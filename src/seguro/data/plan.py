@@ -15,7 +15,8 @@ SCHEMA = 1
 class Intensity(Record):
     """How one channel is scaled. All schemes clip to [low, high] first where these are given.
 
-    zscore: each case by its own mean and standard deviation, after clipping to its own 0.5 and 99.5 percentiles.
+    zscore: each case by its own mean and standard deviation, after clipping to its own 0.5 and 99.5
+        percentiles.
     ct: clip to the training set's foreground percentiles, then its foreground mean and standard deviation.
     unit: divide by 255 (8-bit photographs).
     none: as stored.

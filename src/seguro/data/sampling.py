@@ -19,9 +19,10 @@ def patch_size(patch: tuple[int, ...], slice_axis: int) -> Three:
 
 
 def centre(case: Stored, patch: Three, rng: np.random.Generator, *, p_foreground: float) -> ThreeF:
-    """Return a patch centre (z, y, x) in voxels: uniform, or with `p_foreground` on a voxel of a random class.
+    """Return a patch centre (z, y, x) in voxels: uniform, or with `p_foreground` on a random class's voxel.
 
-    Uniform centres keep the patch inside the volume where it fits; foreground classes present are equally likely.
+    Uniform centres keep the patch inside the volume where it fits; foreground classes present are equally
+    likely.
     """
     use_foreground = rng.random() < p_foreground and len(case.locations) > 0
     if use_foreground:

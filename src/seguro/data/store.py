@@ -1,7 +1,8 @@
 """Preprocessed cases on disk, memory-mapped: what training reads.
 
-Per case three uncompressed arrays and a JSON file that is written last and marks the case as complete. Names are
-content hashes, so runs share them; two processes that prepare the same case write the same bytes atomically.
+Per case three uncompressed arrays and a JSON file that is written last and marks the case as complete. Names
+are content hashes, so runs share them; two processes that prepare the same case write the same bytes
+atomically.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: int | None, keep: int = 
 
 
 def packed(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors as safetensors bytes; tensors that share memory (tied weights) are written each in full."""
+    """Return tensors as safetensors bytes; ones that share memory (tied weights) are each written in full."""
     seen: set[int] = set()
     out = {}
     for name, tensor in tensors.items():
@@ -77,13 +77,14 @@ def load(folder: Path, update: int) -> Checkpoint:
     file = read_checked(stem.with_suffix(".safetensors"))
     if file.sha256 != facts["sha256"]:
         raise DataError(
-            f"{stem.with_suffix('.safetensors')}: corrupt (SHA-256 {file.sha256[:12]}, expected {facts['sha256'][:12]})"
+            f"{stem.with_suffix('.safetensors')}: corrupt "
+            f"(SHA-256 {file.sha256[:12]}, expected {facts['sha256'][:12]})"
         )
     return Checkpoint(int(facts["update"]), parse(file.data), facts)
 
 
 def latest(folder: Path, *, say: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest checkpoint that is intact, None when there is none; says aloud which were passed over.
+    """Return the newest checkpoint that is intact, None without one; says aloud which were passed over.
 
     Raises:
         RunError: checkpoints exist and all are corrupt.

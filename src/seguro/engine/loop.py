@@ -50,8 +50,9 @@ class Stopped(SeguroError):
 class Limits:
     """How long to train and how often to look.
 
-    Exactly one of `updates` and `budget_s` is given. With a time budget the number of updates is estimated after
-    the first few, again at each validation, and written to the log; such a run depends on the machine's speed.
+    Exactly one of `updates` and `budget_s` is given. With a time budget the number of updates is estimated
+    after the first few, again at each validation, and written to the log; such a run depends on the machine's
+    speed.
     """
 
     updates: int | None = None
@@ -86,7 +87,7 @@ class Loop:
         limits: how long.
         batch: samples per update over all ranks.
         seed: of everything random.
-        validate: scores a predictor; keys must contain the one that `needs.monitor` names. None: never validated.
+        validate: scores a predictor; keys must contain the one `needs.monitor` names. None: never validated.
         progress: called after each update on rank 0.
         say: takes one line for people.
         workers: threads that draw samples ahead.
@@ -235,7 +236,7 @@ class Loop:
         return max(1, round(self.run.updates / max(self._planned_validations(), 1)))
 
     def _planned_validations(self) -> int:
-        """Return the validations over the whole training: as asked, but fewer where they would eat a time budget."""
+        """Return the validations of the training: as asked, fewer where they would eat a time budget."""
         if self.limits.budget_s is None or not self._validations:
             return self.limits.validations
         each = self._validating / self._validations
@@ -257,7 +258,7 @@ class Loop:
         self.save()
 
     def _validate(self) -> None:
-        """Score the predictor, if there is one to score; the monitored value may also be one that `update` logs."""
+        """Score the predictor, if there is one; the monitored value may also be one that `update` logs."""
         scores: dict[str, float] = {}
         if self.validate is not None:
             started = time.monotonic()
@@ -357,7 +358,8 @@ class Loop:
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
                 raise RunError(
-                    f"{self.folder}: trained with {name} {facts[name]}, now {now}; use the same or a new --name"
+                    f"{self.folder}: trained with {name} {facts[name]}, now {now}; "
+                    "use the same or a new --name"
                 )
         load_modules(self.method.modules, found.tensors, "modules.")
         load_modules(self.run.averaged, found.tensors, "averaged.")
@@ -402,7 +404,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 @contextmanager
 def _signals(stop: threading.Event) -> Iterator[None]:
-    """Turn SIGTERM and the first Ctrl-C into `stop`; the second Ctrl-C stops now. Does nothing off the main thread."""
+    """Turn SIGTERM and the first Ctrl-C into `stop`; the second stops now. No effect off the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -75,8 +75,9 @@ def model_folder(path: Path) -> Path:
             return candidate
     if path.suffix in PICKLES:
         raise DataError(
-            f"{path}: a pickled checkpoint can run code when opened and is never loaded; convert its state_dict to "
-            "safetensors where you trust it, then use a model folder (model.json + weights.safetensors)"
+            f"{path}: a pickled checkpoint can run code when opened and is never loaded; convert its "
+            "state_dict to safetensors where you trust it, then use a model folder "
+            "(model.json + weights.safetensors)"
         )
     unfinished = (
         " (the run has not finished: run its train command again)" if (path / "config.yaml").exists() else ""
@@ -106,7 +107,8 @@ def load_model(path: Path, device: str | torch.device = "cpu") -> Model:
     kind = get(facts["method"])
     if not kind.needs.segments:
         raise DataError(
-            f"{folder}: made by method {facts['method']}, which does not segment; it can only start another run"
+            f"{folder}: made by method {facts['method']}, which does not segment; "
+            "it can only start another run"
         )
     try:
         plan = Plan.model_validate(facts["plan"])

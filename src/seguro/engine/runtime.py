@@ -1,7 +1,7 @@
 """Ranks, devices and precision: everything that differs between one laptop and many nodes.
 
-Gradients are averaged in `Run.step`, not by wrapping modules: wrapping makes ranks drift apart for several forwards
-before one step, for gradients of gradients and for `autograd.grad`.
+Gradients are averaged in `Run.step`, not by wrapping modules: wrapping makes ranks drift apart for several
+forwards before one step, for gradients of gradients and for `autograd.grad`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from seguro.core.errors import ConfigError
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 TIMEOUT = timedelta(hours=24)
-"""How long a rank waits for the others: rank 0 may prepare a large data set first. torchrun ends all when one dies."""
+"""How long a rank waits for the others: rank 0 may prepare a large data set first.
+
+torchrun ends all when one dies."""
 
 
 class Runtime:
     """One process's place among all: rank, world, device, precision.
 
-    Started by torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) it joins the group with
-    NCCL on GPUs and gloo on CPUs; otherwise it is alone.
+    Started by torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) it joins the
+    group with NCCL on GPUs and gloo on CPUs; otherwise it is alone.
     """
 
     def __init__(self, device: str = "auto", precision: Precision = "32") -> None:
@@ -92,7 +94,7 @@ class Runtime:
                 dist.broadcast(tensor, src=0)
 
     def mean_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by its mean over ranks; a parameter without gradient everywhere keeps none."""
+        """Replace each gradient by its mean over ranks; a parameter that has none on any rank keeps none."""
         if self.world == 1:
             return
         present = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
@@ -109,7 +111,7 @@ class Runtime:
             offset += p.numel()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Return every rank's tensors, by rank; names and shapes must agree (values of a batch slot may differ)."""
+        """Return every rank's tensors, by rank; names and shapes must agree (a slot's values may differ)."""
         if self.world == 1:
             return [dict(tensors)]
         out: list[dict[str, Tensor]] = [{} for _ in range(self.world)]

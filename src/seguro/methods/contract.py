@@ -1,4 +1,7 @@
-"""What a method is, what it is lent, and what it hands over: the only coupling between methods and everything else."""
+"""What a method is, what it is lent, and what it hands over.
+
+The only coupling between methods and everything else.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,12 @@ class Needs:
 
     dims: tuple[int, ...] = (2, 3)
     labels: Literal["none", "some", "all"] = "all"
-    """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are given."""
+    """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are
+    given."""
     segments: bool = True
     monitor: str | None = "max:dice"
-    """Direction and name of the score that selects the model: one of the validation ("dice", "dice.<class>") or one
-    that `update` returns ("min:loss", its mean since the last look); None keeps the last."""
+    """Direction and name of the score that selects the model: one of the validation ("dice", "dice.<class>")
+    or one that `update` returns ("min:loss", its mean since the last look); None keeps the last."""
     group: int = 1
     """Consecutive slots that are mixed with each other and therefore never split over ranks."""
 
@@ -39,8 +43,9 @@ class Needs:
 class Schedule:
     """Learning-rate factor over training; `progress` = updates done / updates planned.
 
-    poly: (1 - progress)^power. cosine: half a cosine to zero. constant: 1. plateau: x `factor` after `patience`
-    validations without improvement. step: x `factor` every `every` updates. The first `warmup` (a fraction of training) rises linearly in all of them.
+    poly: (1 - progress)^power. cosine: half a cosine to zero. constant: 1. plateau: x `factor` after
+    `patience` validations without improvement. step: x `factor` every `every` updates. The first `warmup` (a
+    fraction of training) rises linearly in all of them.
     """
 
     kind: Literal["constant", "poly", "cosine", "step", "plateau"] = "constant"
@@ -73,7 +78,10 @@ class Windows:
 
 @dataclass(frozen=True)
 class Slices:
-    """Predict slice by slice along canonical `axis`; the predictor sees (N, C, 1, A, B), windows of `size` in plane."""
+    """Predict slice by slice along canonical `axis`.
+
+    The predictor sees (N, C, 1, A, B), windows of `size` in plane.
+    """
 
     axis: int
     size: tuple[int, int]
@@ -105,8 +113,8 @@ class Support:
 class Predictor(nn.Module):
     """What is deployed: `model/` is its state_dict and a JSON file, nothing else.
 
-    Subclasses set `classes` and `tiling` and define `forward(x, support=None)`: x (N, C, Z, Y, X) float32 in the
-    planned grid -> logits (N, classes.n, Z, Y, X), differentiable in x.
+    Subclasses set `classes` and `tiling` and define `forward(x, support=None)`: x (N, C, Z, Y, X) float32 in
+    the planned grid -> logits (N, classes.n, Z, Y, X), differentiable in x.
     """
 
     classes: Classes
@@ -125,12 +133,13 @@ class Run(Protocol):
     epoch: int
     world: int
     slots: range
-    """Batch slots of this rank; slot numbers are global, so randomness keyed by slot does not depend on ranks."""
+    """Batch slots of this rank; slot numbers are global, so randomness keyed by slot does not depend on
+    ranks."""
     averaged: nn.ModuleDict
     """Moving averages of the modules named in `Optim.average`."""
 
     def rng(self, *key: int | str) -> torch.Generator:
-        """Return a generator that is a function of (seed, update, *key), the same on every rank; never stored."""
+        """Return a generator, a function of (seed, update, *key), the same on every rank; never stored."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which forward passes run at the run's precision."""
@@ -144,7 +153,8 @@ class Run(Protocol):
     def step(self, *names: str) -> bool:
         """Unscale, mean over ranks, clip, check, optimise, schedule, average, then zero ALL gradients.
 
-        With no names every optimiser steps. Returns False when a gradient was not finite and the step was skipped.
+        With no names every optimiser steps. Returns False when a gradient was not finite and the step was
+        skipped.
         """
 
     def mean(self, x: Tensor) -> Tensor:
@@ -152,7 +162,9 @@ class Run(Protocol):
 
 
 Sample = Any
-"""A frozen dataclass of arrays or tensors without batch axis; the loop stacks them field by field into a Batch."""
+"""A frozen dataclass of arrays or tensors without batch axis.
+
+The loop stacks them field by field into a Batch."""
 Batch = Any
 
 
@@ -162,7 +174,8 @@ class Method(Protocol):
 
     Config: ClassVar[type[BaseModel]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Preset name -> config fields it sets; "paper" is always there and empty when the defaults are the paper's."""
+    """Preset name -> config fields it sets; "paper" is always there, and empty when the defaults are the
+    paper's."""
     needs: ClassVar[Needs]
     modules: nn.ModuleDict
 

@@ -40,7 +40,7 @@ def build(name: str, *, in_channels: int, classes: int, plan: Plan, **options: A
 
 
 def _from_monai(name: str, in_channels: int, classes: int, plan: Plan, options: dict[str, Any]) -> nn.Module:
-    """Return a MONAI network; what its constructor asks for and the plan knows is filled in, `options` override."""
+    """Return a MONAI network; what its constructor asks for and the plan knows is set, `options` override."""
     try:
         from monai.networks import nets
     except ImportError as error:

@@ -1,7 +1,7 @@
 """The U-Net that every method is compared with: 2-D or 3-D, anisotropic strides, named activations.
 
-Ronneberger et al. 2015 and Çiçek et al. 2016, with instance normalization and strided convolutions as in nnU-Net
-(Isensee et al. 2021).
+Ronneberger et al. 2015 and Çiçek et al. 2016, with instance normalization and strided convolutions as in
+nnU-Net (Isensee et al. 2021).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ class UNet(nn.Module):
 
     Shape: (N, in_channels, *size) -> (N, classes, *size), `size` a multiple of the total stride.
 
-    `names` lists the activations in the order a hook sees them: "input", "enc0" ... "encL", then for each decoder
-    level "skipK" and "decK", and "last" (the logits). "encK" flows on downwards, "skipK" is its copy that crosses.
+    `names` lists the activations in the order a hook sees them: "input", "enc0" ... "encL", then for each
+    decoder level "skipK" and "decK", and "last" (the logits). "encK" flows on downwards, "skipK" is its copy
+    that crosses.
     """
 
     def __init__(
@@ -106,8 +107,8 @@ def training_bytes(
 ) -> int:
     """Return a prediction of the peak bytes of one training step, for the planner's memory budget.
 
-    Counted per level: the float32 maps that backward needs (input of each convolution, normalization and activation
-    of two encoder and two decoder blocks) and one map of gradients.
+    Counted per level: the float32 maps that backward needs (input of each convolution, normalization and
+    activation of two encoder and two decoder blocks) and one map of gradients.
     """
     voxels = float(batch)
     for n in patch:

@@ -53,7 +53,9 @@ def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
 
 
 def read_patients(path: Path) -> dict[str, Person]:
-    """Return patient, site and split by case id from a CSV file with the columns id, patient and, if wanted, site, split.
+    """Return patient, site and split by case id from a CSV file.
+
+    Its columns are id, patient and, if wanted, site, split.
 
     Raises:
         DataError: unreadable, other columns, an id twice, an empty cell, or a split that is not known.

@@ -11,7 +11,7 @@ from seguro.data.augment import Augment
 
 
 class SupervisedConfig(Record):
-    """Defaults are this project's recipe for training from scratch in an hour; preset "paper" is nnU-Net's."""
+    """Defaults are this project's recipe for an hour's training from scratch; preset "paper" is nnU-Net's."""
 
     network: str = "unet"
     network_options: dict[str, Any] = Field(default_factory=dict)
