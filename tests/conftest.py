@@ -22,7 +22,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory) -> Path:
-    """An MSD folder: six labelled, two unlabelled and two test volumes of about 12 x 20 x 24 voxels, two classes."""
+    """An MSD folder: six labelled, two unlabelled, two test volumes, each about 12 x 20 x 24; two classes."""
     from seguro.data import phantom
 
     return phantom.write_msd(

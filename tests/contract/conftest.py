@@ -1,4 +1,4 @@
-"""What the contract tests share: a prepared workspace per dimension, and a method made from its tiny preset."""
+"""What contract tests share: a prepared workspace per dimension, and a method made from its tiny preset."""
 
 from __future__ import annotations
 

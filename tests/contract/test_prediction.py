@@ -1,4 +1,4 @@
-"""Every method that segments: its model is deployed, loads by itself, and predicts odd grids the same each time."""
+"""Every method that segments: its model is deployed, loads by itself, predicts odd grids always the same."""
 
 from __future__ import annotations
 

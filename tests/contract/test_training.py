@@ -65,7 +65,7 @@ def test_same_seed_same_numbers_other_seed_other_numbers(row, tmp_path):
 
 @pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_it_resumes_bit_equal(row, tmp_path, validation, stop_at):
-    """Also when stopped between an update and the look that is due after it (2 and 4 of 5, looks at 2, 4 and 5)."""
+    """Also when stopped between an update and the look due after it (2 and 4 of 5, looks at 2, 4 and 5)."""
     name, setting = row
     whole = setting.loop(name, tmp_path / "whole", updates=5, validate=validation(setting, name))
     chosen = whole.fit()
@@ -103,7 +103,7 @@ def test_a_time_budget_ends_also_when_stopped_in_its_first_updates(row, tmp_path
         loop.limits = Limits(budget_s=2.0, validations=2)
         loop.run.updates = 10**9
         if stop_at:
-            loop.progress = lambda p, loop=loop: loop._stop.set() if p.update == stop_at else None
+            loop.progress = lambda p, loop=loop, at=stop_at: loop._stop.set() if p.update == at else None
             with pytest.raises(Stopped):
                 loop.fit()
         else:
@@ -154,7 +154,7 @@ def test_state_survives_a_round_trip(row, tmp_path):
 
 @pytest.mark.parametrize("name", TABLE)
 def test_two_ranks_equal_one_on_the_joined_batch(name, three_d, two_d, tmp_path):
-    """Weights, averages, optimiser and state; the second half is a resume, so that gathering is tried as well."""
+    """Weights, averages, optimiser and state; the second half is a resume, so that gathering is tried too."""
     setting = three_d if 3 in get(name).needs.dims else two_d
     script = Path(__file__).with_name("train_ranks.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, from where it is up to UPDATES of four."""
+"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, on to UPDATES of four."""
 
 from __future__ import annotations
 

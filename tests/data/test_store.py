@@ -1,4 +1,4 @@
-"""The store holds exactly what preprocessing says, resumes, and hides labels from those who may not see them."""
+"""The store holds just what preprocessing says, resumes, and hides labels from those who may not see them."""
 
 from __future__ import annotations
 

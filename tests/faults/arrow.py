@@ -1,4 +1,4 @@
-"""Run as a program by test_killed: the whole arrow on the folder DATA into OUT, with the commands a user types."""
+"""Run as a program by test_killed: the whole arrow, from DATA into OUT, by the commands a user types."""
 
 from __future__ import annotations
 

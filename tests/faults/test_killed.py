@@ -1,4 +1,4 @@
-"""FAULTS 24, 28, 30: killed at any instant, stopped by a signal, or with damaged checkpoints, the end is the same."""
+"""FAULTS 24, 28, 30: killed at any instant, stopped by a signal, with damaged checkpoints: the same end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FAULTS 16, 17, 30, 32, 33, 45: odd data train or are refused at plan; bad numbers and files stop with a clear word."""
+"""FAULTS 16, 17, 30, 32, 33, 45: odd data train or are refused at plan; bad numbers or files stop plainly."""
 
 from __future__ import annotations
 
