@@ -1,4 +1,7 @@
-"""Writes docs/results.md from what was measured: benchmarks/speed.json and benchmarks/experiments/*/result.json."""
+"""Writes docs/results.md from what was measured.
+
+That is benchmarks/speed.json and benchmarks/experiments/*/result.json.
+"""
 
 from __future__ import annotations
 

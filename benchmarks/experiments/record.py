@@ -1,8 +1,9 @@
 """Keeps the evidence of a run: `python benchmarks/experiments/record.py NAME RUN [RUN ...] --setting TEXT`.
 
-Reads the runs' config, log and scores and writes config.yaml, result.json (rows of mean scores with intervals) and
-figure.svg (the Dice of every case) into benchmarks/experiments/NAME. Several runs are seeds of one setting: their rows
-are means over the runs of the mean over cases, low and high the smallest and largest interval bounds.
+Reads the runs' config, log and scores and writes config.yaml, result.json (rows of mean scores with
+intervals) and figure.svg (the Dice of every case) into benchmarks/experiments/NAME. Several runs are seeds of
+one setting: their rows are means over the runs of the mean over cases, low and high the smallest and largest
+interval bounds.
 """
 
 from __future__ import annotations
