@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from seguro.api import Segmenter, TrainOptions, load, plan, prepare, train
+    from seguro.api import TrainOptions, plan, prepare, train
     from seguro.cli.scoring import evaluate_folder as evaluate
     from seguro.core.errors import ConfigError, DataError, GeometryError, RunError, SeguroError
     from seguro.core.types import Case, Classes, Grid, Manifest, Volume
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from seguro.data.plan import Plan
     from seguro.data.planner import PlanOptions
     from seguro.inference.predict import predict
+    from seguro.inference.segmenter import Segmenter, load
 
 _WHERE = {
-    "Segmenter": "seguro.api",
+    "Segmenter": "seguro.inference.segmenter",
     "TrainOptions": "seguro.api",
-    "load": "seguro.api",
+    "load": "seguro.inference.segmenter",
     "plan": "seguro.api",
     "prepare": "seguro.api",
     "train": "seguro.api",

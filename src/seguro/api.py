@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,15 +11,15 @@ import yaml
 from pydantic import ValidationError
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_checked, sha256_file, write_text
+from seguro.core.files import sha256_file, write_text
+from seguro.core.settings import merge, read_yaml, seconds
 from seguro.core.stage import Stage, locked
-from seguro.core.types import Case, Classes, Manifest, Volume
+from seguro.core.types import Case, Manifest
 
 if TYPE_CHECKING:
     from seguro.data.plan import Plan
     from seguro.data.planner import PlanOptions
     from seguro.engine.loop import Progress
-    from seguro.engine.model import Model
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]
@@ -391,74 +390,6 @@ def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
         raise ConfigError(f"settings of method {options.method}:\n  " + "\n  ".join(lines)) from error
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with `over` laid over it, nested mappings merged."""
-    out = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = merge(out[key], value) if both else value
-    return out
-
-
-def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
-    """Return nested settings from `a.b=c` texts; values are read as YAML scalars.
-
-    Example:
-        >>> settings_from(["augment.p_noise=0.2", "network=unet"])
-        {'augment': {'p_noise': 0.2}, 'network': 'unet'}
-    """
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set {pair!r}: expected key=value, e.g. learning_rate=0.001")
-        nested: Any = yaml.safe_load(value)
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        out = merge(out, nested)
-    return out
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file of at most 1 MiB, aliases refused.
-
-    Raises:
-        DataError: not YAML, not a mapping, or with aliases (which can expand without bound).
-    """
-    text = read_checked(path, limit=1 << 20).data.decode("utf-8", errors="replace")
-    try:
-        if any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise DataError(f"{path}: YAML aliases are not accepted; write the values out")
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a mapping of options")
-    return value
-
-
-def seconds(text: str) -> float:
-    """Return seconds of a time such as "90s", "45m", "2h", "1h30m"; a bare number is minutes.
-
-    Raises:
-        ConfigError: not of that form, or not positive.
-
-    Example:
-        >>> seconds("1h30m")
-        5400.0
-    """
-    found = re.fullmatch(
-        r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m?)?(?:(\d+(?:\.\d+)?)s)?", text.strip().lower()
-    )
-    if not text.strip() or found is None:
-        raise ConfigError(f"--budget {text!r}: expected a time such as 45m, 2h or 1h30m")
-    hours, minutes, rest = (float(g or 0) for g in found.groups())
-    total = 3600 * hours + 60 * minutes + rest
-    if total <= 0:
-        raise ConfigError(f"--budget {text!r}: must be more than nothing")
-    return total
-
-
 def _precision(options: TrainOptions) -> Any:
     if options.precision != "auto":
         return options.precision
@@ -494,60 +425,3 @@ def cases_of_fold(
     if labels != "none" and not any(c.label is not None for c in train):
         raise DataError(f"fold {fold} has no labelled training case")
     return train, validation
-
-
-class Segmenter:
-    """A trained model, or several as an ensemble, for use from Python.
-
-    Args:
-        models: loaded models of the same task, on `device`.
-        device: where they are.
-    """
-
-    def __init__(self, models: Sequence[Model], device: str = "cpu") -> None:
-        from seguro.inference.ensemble import Ensemble
-
-        self.models = tuple(models)
-        self._ensemble = Ensemble(models, device=device)
-
-    @property
-    def classes(self) -> Classes:
-        """The classes that it segments."""
-        return self._ensemble.classes
-
-    def predict(self, image: Volume | Path | str | Sequence[Path | str]) -> Volume:
-        """Return the label (Z, Y, X) of file values on the image's own grid.
-
-        Args:
-            image: a volume, a file, or one file per channel. Save the result with
-                `seguro.data.formats.write_label(path, label.array, label.source)`.
-
-        Raises:
-            DataError: a file that cannot be used, or other channels than the model's.
-        """
-        from seguro.data.formats import read_image
-
-        if not isinstance(image, Volume):
-            files = [image] if isinstance(image, str | Path) else list(image)
-            image = read_image([Path(f) for f in files], channels=len(self._ensemble.channels))
-        return Volume(self._ensemble.label(image), image.grid, image.source)
-
-
-def load(*paths: Path | str, device: str = "cpu") -> Segmenter:
-    """Return the model of a run or model folder, ready to predict; several paths give an ensemble.
-
-    Raises:
-        DataError: no model there, or a damaged one.
-
-    Example:
-        >>> load("brains.seguro/runs/demo").predict("scan.nii.gz")  # doctest: +SKIP
-    """
-    from seguro.engine.model import load_model
-
-    return Segmenter([load_model(Path(p), device) for p in paths], device)
-
-
-__all__ = [
-    "Segmenter", "TrainOptions", "cases_of_fold", "configure", "is_workspace", "load", "manifest_of", "plan",
-    "prepare", "read_yaml", "seconds", "settings_from", "train", "workspace_of",
-]  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import seguro
 from seguro import api
 from seguro.core.seeds import generator
 from seguro.data import phantom
@@ -55,7 +56,7 @@ def test_a_model_names_no_case_and_knows_its_plan(run):
 
 
 def test_anisotropic_oblique_and_flipped_input_comes_back_on_its_own_grid(run, tmp_path):
-    segmenter = api.load(run)
+    segmenter = seguro.load(run)
     rng = generator(0, "odd")
     shape = (5, 22, 27)
     array = rng.normal(100, 20, (len(segmenter.models[0].plan.channels), *shape)).astype(np.float32)

@@ -215,8 +215,9 @@ def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
 
 def validation_cases(model: Path, workspace: Path, manifest: Manifest) -> tuple[Case, ...]:
     """Return the cases that the model's run validated on."""
-    from seguro.api import cases_of_fold, read_yaml
+    from seguro.api import cases_of_fold
     from seguro.core.files import read_json
+    from seguro.core.settings import read_yaml
     from seguro.data.plan import Plan
 
     run = run_of(model)

@@ -61,6 +61,7 @@ def train(
     from seguro import api
     from seguro.cli.progress import counting, training
     from seguro.core.errors import ConfigError
+    from seguro.core.settings import merge, read_yaml, settings_from
 
     out_console = console(as_json)
 
@@ -69,7 +70,7 @@ def train(
 
     if updates is not None and budget is not None:
         raise ConfigError("--updates and --budget exclude each other: give one")
-    settings = api.merge(api.read_yaml(config) if config else {}, api.settings_from(set_ or []))
+    settings = merge(read_yaml(config) if config else {}, settings_from(set_ or []))
     options = api.TrainOptions(
         method=method, preset=preset, network=network, settings=settings, updates=updates, budget=budget,
         batch=batch, seed=seed, device=device, precision=precision, validations=validations,  # type: ignore[arg-type]
