@@ -85,7 +85,7 @@ def test_a_bomb_is_stopped_at_the_limit(tmp_path):
 def test_json_that_is_refused(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(DataError, match="a.json"):
+    with pytest.raises(DataError, match=r"a\.json"):
         files.read_json(path)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError, ExtraMissing
 from seguro.data.plan import Plan
+from seguro.networks.blocks import pad_to_multiple
 from seguro.networks.unet import UNet, unet_from_plan
 
 TABLE: dict[str, Callable[..., nn.Module]] = {"unet": unet_from_plan}
@@ -71,9 +73,56 @@ def _from_monai(name: str, in_channels: int, classes: int, plan: Plan, options: 
     unknown = set(options) - set(taken)
     if unknown:
         raise ConfigError(f"monai:{name} has no options {sorted(unknown)}; it has {', '.join(taken)}")
+    arguments = {k: v for k, v in offers.items() if k in taken} | options
+    problem = ""
+    for multiple in MULTIPLES:
+        size = tuple(-(-n // multiple) * multiple for n in plan.patch)
+        if "img_size" in taken and "img_size" not in options:
+            arguments["img_size"] = size
+        problem = _refusal(kind, arguments, size, in_channels, classes)
+        if not problem:
+            network = kind(**arguments)
+            return network if size == tuple(plan.patch) else Padded(network, multiple)
+    raise ConfigError(
+        f"monai:{name} cannot be built for patches of {plan.patch} ({problem}); "
+        "give what it needs with --set network_options.NAME=VALUE"
+    )
+
+
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
+"""Padding that is tried until a network of unknown total stride accepts the planned patch."""
+
+
+def _refusal(
+    kind: type[nn.Module], arguments: dict[str, Any], size: tuple[int, ...], in_channels: int, classes: int
+) -> str:
+    """Return why the network does not map `size` to logits of `size`, "" if it does; nothing is computed."""
     try:
-        return kind(**({k: v for k, v in offers.items() if k in taken} | options))
-    except (TypeError, ValueError) as error:
+        with torch.device("meta"):
+            out = kind(**arguments)(torch.empty(2, in_channels, *size))
+    except ImportError as error:
         raise ConfigError(
-            f"monai:{name} cannot be built for this plan ({error}); set it with --set network_options"
+            f"{kind.__name__} needs a further package ({str(error).splitlines()[0]})"
         ) from error
+    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        return str(error).splitlines()[0]
+    if not isinstance(out, torch.Tensor):
+        return f"it returns {type(out).__name__} instead of logits"
+    return "" if out.shape == (2, classes, *size) else f"it returns {tuple(out.shape)}"
+
+
+class Padded(nn.Module):
+    """A network whose input is padded at its far end to a multiple, and its output cut back.
+
+    Shape: (N, C, *size) -> (N, classes, *size), any size.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int) -> None:
+        super().__init__()
+        self.network = network
+        self.multiple = multiple
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits of the size of `x`."""
+        padded, undo = pad_to_multiple(x, [self.multiple] * (x.ndim - 2))
+        return cast(Tensor, self.network(padded)[undo])

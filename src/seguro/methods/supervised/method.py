@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -95,9 +95,9 @@ class Supervised:
             classes=self.plan.classes,
         )
         image, label = patch_of(case, middle, patch, drawn)
-        assert label is not None  # the case is one of `cases.labelled`
         shape = self.plan.patch
-        return Labelled(image.reshape(-1, *shape), label.reshape(shape), case.annotated)
+        labels = cast(NDArray[np.uint8], label)  # the case is one of `cases.labelled`
+        return Labelled(image.reshape(-1, *shape), labels.reshape(shape), case.annotated)
 
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step on Dice plus cross entropy."""
