@@ -17,7 +17,7 @@ from seguro.data import phantom
 
 ARROW = Path(__file__).with_name("arrow.py")
 KILLS = 10
-QUICK, LONG = 8, 150
+QUICK, LONG = 8, 400
 """Updates of a short arrow and of one of about 30 seconds."""
 
 

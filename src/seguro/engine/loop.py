@@ -144,7 +144,7 @@ class Loop:
                 f"{self.folder}: ranks see different checkpoints; all ranks must share this folder"
             )
         if self.runtime.rank == 0:
-            self.log.cut(start)
+            self.log.cut(start if found else -1)  # without a checkpoint everything is done again
         with _signals(self._stop):
             if found is None and self.validate is not None:
                 self._validate()  # a validation that cannot work fails here, not after an hour
