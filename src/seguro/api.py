@@ -267,10 +267,12 @@ def _train(
         say(f"{folder}/ is finished already, nothing to do")
         return folder
     _same_or_refuse(folder, stage)
-    ending = f"{options.updates} updates" if options.updates else f"{(budget or 0) / 60:.0f} min from now"
+    ending = (
+        f"after {options.updates} updates" if options.updates else f"in about {(budget or 0) / 60:.0f} min"
+    )
     say(
         f"{options.method} ({preset}) on {runtime.device}, {runtime.world} rank{'s' * (runtime.world > 1)}: "
-        f"{len(train_cases)} training and {len(validation_cases)} validation cases, ends after {ending}"
+        f"{len(train_cases)} training and {len(validation_cases)} validation cases, ends {ending}"
     )
     torch.manual_seed(derive(options.seed, "init"))
     method = method_class(config, plan, build)
