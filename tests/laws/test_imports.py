@@ -28,15 +28,6 @@ WITHOUT_TORCH = ("core", "evaluation", "report")
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "lightning", "hydra"}
 BANNED_CALLS = {"eval", "exec", "joblib.load", "os.popen", "os.system"}
 BANNED_CALLS |= {"yaml.load", "yaml.unsafe_load", "yaml.full_load"}
-    "eval",
-    "exec",
-    "joblib.load",
-    "yaml.load",
-    "yaml.unsafe_load",
-    "yaml.full_load",
-    "os.system",
-    "os.popen",
-}
 BANNED_IMPORTS = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "torch.load", "joblib.load", "os.system"}
 """Names that must not be imported, because a bare call of them would not be recognized."""
 FILES = sorted(SOURCE.rglob("*.py"))
