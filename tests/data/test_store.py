@@ -90,3 +90,15 @@ def test_a_file_that_vanished_names_the_case_and_the_others_are_prepared(tmp_pat
         store.prepare(workspace, manifest, plan)
     folder = workspace / "store" / plan.preprocessing_hash
     assert len(list(folder.glob("*.image.npy"))) == 3
+
+
+def test_a_file_that_changed_since_the_check_is_refused(tmp_path):
+    from seguro.data import phantom
+
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0, seed=1)
+    workspace, manifest, plan = api.plan(data, out=tmp_path / "w", options=PlanOptions(memory_gib=0.02))
+    other = phantom.write_msd(tmp_path / "other", n_labelled=3, n_test=0, seed=2)
+    victim = manifest.of("train")[0]
+    (data / victim.images[0].path).write_bytes((other / victim.images[0].path).read_bytes())
+    with pytest.raises(DataError, match=f"{victim.id}.*changed since the check"):
+        store.prepare(workspace, manifest, plan)

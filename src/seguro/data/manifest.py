@@ -78,6 +78,7 @@ def read_case(case: Case, manifest: Manifest) -> Volume:
     """
     spacing = None if case.unit == "px" else case.spacing
     volume = read_image(paths(case, manifest)[0], channels=len(manifest.channels), spacing=spacing)
+    _unchanged(case, volume, case.images)
     array = repaired(volume.array) if manifest.repair == "nan=min" else volume.array
     return with_unit(Volume(array, volume.grid, volume.source, volume.sha256, volume.notes), case.unit)
 
@@ -95,8 +96,13 @@ def read_case_label(case: Case, manifest: Manifest, *, like: Grid) -> Volume | N
     spacing = None if case.unit == "px" else case.spacing
     root = Path(manifest.root)
     if not case.masks:
-        return read_label(root / case.label.path, like=like, spacing=spacing)
+        volume = read_label(root / case.label.path, like=like, spacing=spacing)
+        _unchanged(case, volume, (case.label,))
+        return volume
     parts = [read_label(root / m.path, like=like, spacing=spacing) if m else None for m in case.masks]
+    for part, mask in zip(parts, case.masks, strict=True):
+        if part is not None and mask is not None:
+            _unchanged(case, part, (mask,))
     classes = manifest.classes
     first = next(p for p in parts if p is not None)
     array = combined(
@@ -105,6 +111,16 @@ def read_case_label(case: Case, manifest: Manifest, *, like: Grid) -> Volume | N
     return Volume(
         array, first.grid, first.source, tuple(h for p in parts if p for h in p.sha256), first.notes
     )
+
+
+def _unchanged(case: Case, volume: Volume, known: Sequence[FileFact]) -> None:
+    """Refuse a file whose content is not that of the check."""
+    for found, fact in zip(volume.sha256, known, strict=True):
+        if found != fact.sha256:
+            raise DataError(
+                f"{case.id}: {fact.path} changed since the check (SHA-256 {fact.sha256[:12]}, now {found[:12]}); "
+                "run seguro check on the data folder again"
+            )
 
 
 def combined(masks: Sequence[NDArray[Any] | None], *, regions: bool) -> NDArray[np.uint8]:
