@@ -118,8 +118,8 @@ def _unchanged(case: Case, volume: Volume, known: Sequence[FileFact]) -> None:
     for found, fact in zip(volume.sha256, known, strict=True):
         if found != fact.sha256:
             raise DataError(
-                f"{case.id}: {fact.path} changed since the check (SHA-256 {fact.sha256[:12]}, now {found[:12]}); "
-                "run seguro check on the data folder again"
+                f"{case.id}: {fact.path} changed since the check (SHA-256 {fact.sha256[:12]}, "
+                f"now {found[:12]}); run seguro check on the data folder again"
             )
 
 
