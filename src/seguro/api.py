@@ -19,7 +19,9 @@ from seguro.core.types import Case, Manifest
 if TYPE_CHECKING:
     from seguro.data.plan import Plan
     from seguro.data.planner import PlanOptions
-    from seguro.engine.loop import Progress
+    from seguro.engine.checkpoint import Checkpoint
+    from seguro.engine.loop import Loop, Progress
+    from seguro.engine.runtime import Runtime
 
 Say = Callable[[str], None]
 Count = Callable[[int, int], None]
@@ -205,47 +207,47 @@ def train(
         _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
         for reason in made.reasons:
             quiet(f"  {reason}")
-        store = workspace / "store" / made.preprocessing_hash
-        return _train(workspace, manifest, made, store, options, runtime, progress, quiet)
+        job = _resolve(workspace, manifest, made, options, gpu=runtime.device.type == "cuda")
+        return _train(job, runtime, progress, quiet)
     finally:
         runtime.close()
 
 
-def _train(
-    workspace: Path,
-    manifest: Manifest,
-    plan: Plan,
-    store: Path,
-    options: TrainOptions,
-    runtime: Any,
-    progress: Callable[[Progress], None] | None,
-    say: Say,
-) -> Path:
-    import torch
+@dataclass(frozen=True)
+class _Job:
+    """One training, resolved: what it reads, where it writes, and under which key."""
 
-    from seguro.core.seeds import derive
-    from seguro.data.store import Cases
-    from seguro.engine.loop import Limits, Loop, load_modules
-    from seguro.engine.model import load_weights, model_folder, save_model
-    from seguro.inference.validate import dice_validation
+    options: TrainOptions
+    config: Any
+    plan: Plan
+    store: Path
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    stage: Stage
+
+    @property
+    def folder(self) -> Path:
+        return self.stage.folder
+
+
+def _resolve(workspace: Path, manifest: Manifest, plan: Plan, options: TrainOptions, *, gpu: bool) -> _Job:
+    """Settle every option that was left to the machine or to the plan."""
+    from seguro.engine.model import model_folder
     from seguro.methods import get
-    from seguro.networks import build
 
-    method_class = get(options.method)
+    needs = get(options.method).needs
     own = f"-{options.network or default_network(options.method)}".replace(":", "-").rstrip("-")
     folder = workspace / "runs" / (options.name or f"{options.method}{own}-fold{options.fold}")
     begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     if options.preset == "auto" and "preset" in begun:
         options = replace(options, preset=begun["preset"])  # a run goes on as it began, on whatever machine
-    preset, config = configure(options, gpu=runtime.device.type == "cuda")
-    if plan.dims not in method_class.needs.dims:
+    preset, config = configure(options, gpu=gpu)
+    if plan.dims not in needs.dims:
         raise ConfigError(
-            f"method {options.method} works in {method_class.needs.dims} dimensions, the plan has {plan.dims}"
+            f"method {options.method} works in {needs.dims} dimensions, the plan has {plan.dims}"
         )
-    train_cases, validation_cases = cases_of_fold(manifest, plan, options.fold, method_class.needs.labels)
-    budget = None if options.updates else seconds(options.budget or DEFAULT_BUDGET)
-    batch = options.batch or plan.batch
-    reads = {f"case/{c.id}": c.hash for c in (*train_cases, *validation_cases)}
+    train, validation = cases_of_fold(manifest, plan, options.fold, needs.labels)
+    reads = {f"case/{c.id}": c.hash for c in (*train, *validation)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
     if options.init:
         reads["init"] = sha256_file(model_folder(options.init) / "weights.safetensors")
@@ -255,82 +257,111 @@ def _train(
         "config": config.model_dump(mode="json"),
         "fold": options.fold,
         "updates": options.updates,
-        "budget_s": budget,
-        "batch": batch,
+        "budget_s": None if options.updates else seconds(options.budget or DEFAULT_BUDGET),
+        "batch": options.batch or plan.batch,
         "seed": options.seed,
         "precision": options.precision,
         "validations": options.validations,
         "patience": options.patience,
     }
     stage = Stage(folder, "train", reads=reads, config=resolved, schema=TRAIN_SCHEMA)
-    if stage.done():
+    store = workspace / "store" / plan.preprocessing_hash
+    return _Job(options, config, plan, store, train, validation, stage)
+
+
+def _train(job: _Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Path:
+    """Run a resolved job on this rank, unless it is finished already."""
+    folder, chosen = job.folder, job.stage.config
+    if job.stage.done():
         say(f"{folder}/ is finished already, nothing to do")
         return folder
-    _same_or_refuse(folder, stage)
-    ending = (
-        f"after {options.updates} updates" if options.updates else f"in about {(budget or 0) / 60:.0f} min"
-    )
+    _same_or_refuse(folder, job.stage)
+    minutes = round((chosen["budget_s"] or 0) / 60)
     say(
-        f"{options.method} ({preset}) on {runtime.device}, {runtime.world} rank{'s' * (runtime.world > 1)}: "
-        f"{len(train_cases)} training and {len(validation_cases)} validation cases, ends {ending}"
+        f"{chosen['method']} ({chosen['preset']}) on {runtime.device}, "
+        f"{runtime.world} rank{'s' * (runtime.world > 1)}: "
+        f"{len(job.train)} training and {len(job.validation)} validation cases, "
+        f"ends {f'in about {minutes} min' if minutes else 'after ' + str(chosen['updates']) + ' updates'}"
     )
-    torch.manual_seed(derive(options.seed, "init"))
-    method = method_class(config, plan, build)
-    if options.init:
-        loaded, missing = load_weights(method.modules, options.init)
-        say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
-    hide = method_class.needs.labels == "none"
-    monitored = (
-        method_class.needs.segments and method_class.needs.monitor is not None and bool(validation_cases)
-    )
-    loop = Loop(
-        method,
-        Cases(store, train_cases, plan.classes, hide_labels=hide),
-        folder,
-        runtime,
-        Limits(options.updates, budget, options.validations, options.patience),
-        batch=batch,
-        seed=options.seed,
-        validate=dice_validation(Cases(store, validation_cases, plan.classes), runtime)
-        if monitored
-        else None,
-        progress=progress,
-        say=say,
-        workers=options.workers,
-    )
+    loop = _loop(job, runtime, progress, say)
     if runtime.rank == 0:
         with locked(folder):
-            write_text(
-                folder / "config.yaml", yaml.safe_dump({"key": stage.key, **resolved}, sort_keys=False)
-            )
-            chosen = loop.fit()
-            load_modules(method.modules, chosen.tensors, "modules.")
-            load_modules(loop.run.averaged, chosen.tensors, "averaged.")
-            modules = loop.run.deployable()
-            files = save_model(
-                folder / "model",
-                method=options.method,
-                config=config.model_dump(mode="json"),
-                plan=plan,
-                predictor=method.predictor(modules) if method_class.needs.segments else modules,
-            )
-            stage.finish(
-                [folder / "config.yaml", *files],
-                seed=options.seed,
-                updates=loop.run.update,
-                chosen_update=chosen.update,
-                best=loop.best,
-                minutes=round(loop.seconds / 60, 2),
-                torch=torch.__version__,
-                device=str(runtime.device),
-                precision=runtime.precision,
-                world=runtime.world,
-                threads=torch.get_num_threads(),
-            )
+            text = yaml.safe_dump({"key": job.stage.key, **chosen}, sort_keys=False)
+            write_text(folder / "config.yaml", text)
+            _deploy(job, loop, loop.fit())
     else:
         loop.fit()
     runtime.barrier()
     return folder
+
+
+def _loop(job: _Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Loop:
+    """Make the method, initialized under the run's seed or from another run, and the loop around it."""
+    import torch
+
+    from seguro.core.seeds import derive
+    from seguro.data.store import Cases
+    from seguro.engine.loop import Limits, Loop
+    from seguro.engine.model import load_weights
+    from seguro.inference.validate import dice_validation
+    from seguro.methods import get
+    from seguro.networks import build
+
+    options, chosen = job.options, job.stage.config
+    torch.manual_seed(derive(options.seed, "init"))
+    method = get(options.method)(job.config, job.plan, build)
+    if options.init:
+        loaded, missing = load_weights(method.modules, options.init)
+        say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
+    needs, classes = method.needs, job.plan.classes
+    validate = None
+    if needs.segments and needs.monitor and job.validation:
+        validate = dice_validation(Cases(job.store, job.validation, classes), runtime)
+    return Loop(
+        method,
+        Cases(job.store, job.train, classes, hide_labels=needs.labels == "none"),
+        job.folder,
+        runtime,
+        Limits(options.updates, chosen["budget_s"], options.validations, options.patience),
+        batch=chosen["batch"],
+        seed=options.seed,
+        validate=validate,
+        progress=progress,
+        say=say,
+        workers=options.workers,
+    )
+
+
+def _deploy(job: _Job, loop: Loop, best: Checkpoint) -> None:
+    """Write the model of the chosen checkpoint and finish the stage."""
+    import torch
+
+    from seguro.engine.loop import load_modules
+    from seguro.engine.model import save_model
+
+    load_modules(loop.method.modules, best.tensors, "modules.")
+    load_modules(loop.run.averaged, best.tensors, "averaged.")
+    modules = loop.run.deployable()
+    files = save_model(
+        job.folder / "model",
+        method=job.options.method,
+        config=job.stage.config["config"],
+        plan=job.plan,
+        predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
+    )
+    job.stage.finish(
+        [job.folder / "config.yaml", *files],
+        seed=job.options.seed,
+        updates=loop.run.update,
+        chosen_update=best.update,
+        best=loop.best,
+        minutes=round(loop.seconds / 60, 2),
+        torch=torch.__version__,
+        device=str(loop.runtime.device),
+        precision=loop.runtime.precision,
+        world=loop.runtime.world,
+        threads=torch.get_num_threads(),
+    )
 
 
 def _same_or_refuse(folder: Path, stage: Stage) -> None:

@@ -15,7 +15,7 @@ import torch
 from seguro.core.errors import RunError
 from seguro.core.seeds import generator
 from seguro.engine import checkpoint
-from seguro.engine.loop import Stopped
+from seguro.engine.signals import Stopped
 from seguro.methods import TABLE, get
 from seguro.methods.contract import Method
 

@@ -13,8 +13,9 @@ from seguro.core.seeds import derive
 from seguro.data import manifest as manifests
 from seguro.data import planner
 from seguro.data.store import Cases
-from seguro.engine.loop import Limits, Loop, Stopped
+from seguro.engine.loop import Limits, Loop
 from seguro.engine.runtime import Runtime
+from seguro.engine.signals import Stopped
 from seguro.inference.validate import dice_validation
 from seguro.methods import get
 from seguro.networks import build

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seguro.core.errors import RunError, SeguroError
+from seguro.core.errors import RunError
 from seguro.core.seeds import derive, generator
 from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
@@ -28,6 +25,7 @@ from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.log import RunLog
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
+from seguro.engine.signals import Stopped, stop_on_signals
 from seguro.methods.contract import Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
@@ -38,12 +36,6 @@ VALIDATION_SHARE = 0.1
 MIN_VALIDATIONS = 4
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
-
-
-class Stopped(SeguroError):
-    """Training was asked to stop (signal); a checkpoint was saved, the same command goes on."""
-
-    exit_code = 130
 
 
 @dataclass(frozen=True)
@@ -145,7 +137,7 @@ class Loop:
             )
         if self.runtime.rank == 0:
             self.log.cut(start if found else -1)  # without a checkpoint everything is done again
-        with _signals(self._stop):
+        with stop_on_signals(self._stop):
             if found is None and self.validate is not None:
                 self._validate()  # a validation that cannot work fails here, not after an hour
             if self.limits.budget_s is not None and start < PROBE_UPDATES:
@@ -400,23 +392,3 @@ def _to(batch: Batch, device: torch.device) -> Batch:
         value = getattr(batch, f.name)
         moved[f.name] = value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
     return replace(batch, **moved)
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
-    """Turn SIGTERM and the first Ctrl-C into `stop`; the second stops now. No effect off the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
