@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 EXTRAS = {
-    "nets": ("monai",),
+    "nets": ("monai", "einops"),
     "fast": ("edt", "connected-components-3d", "isal"),
     "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "highdicom"),
     "itk": ("SimpleITK", "pynrrd"),
