@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import sha256_file, write_text
+from seguro.core.files import sha256_file, write_json, write_text
 from seguro.core.settings import merge, read_yaml, seconds
 from seguro.core.stage import Stage, locked
 from seguro.core.types import Case, Manifest
@@ -288,6 +288,8 @@ def _train(job: _Job, runtime: Runtime, progress: Callable[[Progress], None] | N
         with locked(folder):
             text = yaml.safe_dump({"key": job.stage.key, **chosen}, sort_keys=False)
             write_text(folder / "config.yaml", text)
+            sides = {"train": [c.id for c in job.train], "validation": [c.id for c in job.validation]}
+            write_json(folder / "cases.json", sides)
             _deploy(job, loop, loop.fit())
     else:
         loop.fit()
@@ -350,7 +352,7 @@ def _deploy(job: _Job, loop: Loop, best: Checkpoint) -> None:
         predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
     )
     job.stage.finish(
-        [job.folder / "config.yaml", *files],
+        [job.folder / "config.yaml", job.folder / "cases.json", *files],
         seed=job.options.seed,
         updates=loop.run.update,
         chosen_update=best.update,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -98,3 +100,30 @@ def test_not_a_number_is_never_written(tmp_path):
 def test_the_hash_of_json_does_not_depend_on_the_order_of_keys():
     a, b = {"x": [1, 2], "y": "ü"}, json.loads('{"y": "ü", "x": [1, 2]}')
     assert files.sha256_json(a) == files.sha256_json(b) != files.sha256_json({"x": [2, 1], "y": "ü"})
+
+
+def test_what_a_killed_process_left_is_used_again(tmp_path):
+    code = (
+        "import os, pathlib, signal, sys\nfrom seguro.core import files\n"
+        "with files.atomic(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    path = tmp_path / "a.txt"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["half"] and not path.exists()
+    files.write_text(path, "whole")
+    assert list(tmp_path.iterdir()) == [path] and path.read_text() == "whole"
+
+
+def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "a.txt"
+    with files.atomic(path) as outer:
+        outer.write_text("outer")
+        files.write_text(path, "inner")
+    assert path.read_text() == "outer" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "ü" * 120, "a b\tc"])
+def test_long_and_odd_names(tmp_path, name):
+    files.write_text(tmp_path / name, "text")
+    assert [p.name for p in tmp_path.iterdir()] == [name]

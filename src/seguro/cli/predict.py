@@ -213,24 +213,22 @@ def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
     return workspace, manifest.load(workspace / "check" / "manifest.json")
 
 
-def validation_cases(model: Path, workspace: Path, manifest: Manifest) -> tuple[Case, ...]:
+def validation_cases(model: Path, manifest: Manifest) -> tuple[Case, ...]:
     """Return the cases that the model's run validated on."""
-    from seguro.api import cases_of_fold
     from seguro.core.files import read_json
-    from seguro.core.settings import read_yaml
-    from seguro.data.plan import Plan
 
     run = run_of(model)
-    if run is None:
+    if run is None or not (run / "cases.json").exists():
         raise ConfigError(
             f"{model}: a bare model folder does not say its fold; give the run for --cases validation"
         )
-    fold = str(read_yaml(run / "config.yaml")["fold"])
-    plan = Plan.model_validate(read_json(workspace / "plan" / "plan.json"))
-    chosen = cases_of_fold(manifest, plan, fold, "none")[1]
-    if not chosen:
-        raise ConfigError(f"{run}: trained on every case (fold {fold!r}), none is left; use --cases test")
-    return chosen
+    ids = set(read_json(run / "cases.json")["validation"])
+    if not ids:
+        raise ConfigError(f"{run}: trained on every case, none is left; use --cases test")
+    chosen = tuple(c for c in manifest.cases if c.id in ids)
+    if lost := sorted(ids - {c.id for c in chosen}):
+        raise ConfigError(f"{run}: validated on {lost[0]} and others that are no longer in {manifest.root}")
+    return tuple(sorted(chosen, key=lambda c: c.id))
 
 
 def three(text: str | None) -> ThreeF | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ GIB = 1 << 30
 MAX_FILE_BYTES = 8 * GIB
 """Largest decompressed size that a foreign file may have unless a caller says otherwise."""
 MAX_JSON_BYTES = 64 << 20
+MAX_NAME_BYTES = 180
+"""A longer file name gives a hashed temporary name; a system's limit is 255 with what is added."""
 _CHUNK = 1 << 20
 
 
@@ -135,16 +139,20 @@ def sha256_json(value: Any) -> str:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success fsynced and renamed to `path`, else removed.
 
+    What a killed process left behind is used again and so does not pile up.
+
     Raises:
         RunError: the disk is full; the old file is intact, and the message gives needed and free bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    temporary, handle = _claim(path)
+    done = False
     try:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+        done = True
         _fsync_folder(path.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -156,7 +164,27 @@ def atomic(path: Path) -> Iterator[Path]:
             "free space and run again"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if not done:
+            temporary.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _claim(path: Path) -> tuple[Path, int]:
+    """Return an empty temporary file beside `path` and the handle whose lock keeps others off it."""
+    name = path.name
+    if len(os.fsencode(name)) > MAX_NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    for extra in ("", f".{os.getpid()}.{threading.get_ident()}"):
+        temporary = path.with_name(f".{name}{extra}.part")
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process writes the same file just now
+            os.close(handle)
+            continue
+        os.ftruncate(handle, 0)
+        return temporary, handle
+    raise RunError(f"{path}: two threads of this process write it at the same time")
 
 
 def _fsync_folder(folder: Path) -> None:
