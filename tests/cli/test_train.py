@@ -77,8 +77,9 @@ def test_starting_from_another_run(phantom_folder, tmp_path, capsys):
 def test_options_from_yaml_and_from_the_line(phantom_folder, tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rate: 0.5\naugment:\n  p_noise: 0.9\n")
     more = ["--config", str(tmp_path / "c.yaml"), "--set", "augment.p_blur=0.8", "--dry-run", "--json"]
-    assert train(phantom_folder, tmp_path / "w", *more) == 0
-    assert not (tmp_path / "w").exists()
+    for folds in ("0", "all"):
+        assert train(phantom_folder, tmp_path / "w", *more, "--folds", folds) == 0
+        assert not (tmp_path / "w").exists()
     assert train(phantom_folder, tmp_path / "w", *more[:4]) == 0
     config = json.loads((tmp_path / "w" / "runs" / "supervised-unet-fold0" / "stage.json").read_text())[
         "config"

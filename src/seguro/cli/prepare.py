@@ -38,7 +38,7 @@ def prepare(
         _, manifest, plan = api.plan(data, out=out, jobs=jobs, say=say)
         cases = (*manifest.of("train"), *manifest.of("unlabelled"))
         size = store.predicted_bytes(cases, plan)
-        say(f"would write {len(cases)} cases, about {size / 2**20:.0f} MiB")
+        say(f"checked and planned; would write {len(cases)} cases, about {size / 2**20:.0f} MiB")
         result |= {"bytes": size, "cases": len(cases)}
     else:
         with counting(out_console, "preparing") as count:

@@ -78,7 +78,11 @@ def train(
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
     plan_options = plan_options_for(workspace, memory=memory, dims=dims, device=device)
-    names = fold_names(folds, partial(planned_folds, data, out, plan_options))
+    names = (
+        ["all"]
+        if dry_run and folds == "all"
+        else fold_names(folds, partial(planned_folds, data, out, plan_options))
+    )
     if dry_run:
         for line in describe(data, out, plan_options, options, names):
             say(line)
