@@ -112,7 +112,11 @@ def test_calibration_comes_with_saved_probabilities(workspace):
     p = np.zeros((12, 11, 6, 2), np.float32)
     p[..., 0], p[2:6, 3:8, 1:4, 0], p[2:6, 3:8, 1:4, 1] = 1, 0, 1
     (predictions / "probabilities").mkdir()
-    nib.save(nib.Nifti1Image(p, AFFINE), predictions / "probabilities" / "c0.nii.gz")
+    for case in ("c0", "c1"):
+        nib.save(nib.Nifti1Image(p, AFFINE), predictions / "probabilities" / f"{case}.nii.gz")
+    content = json.loads((predictions / "predictions.json").read_text())
+    content["cases"]["c0"]["probabilities"] = "probabilities/c0.nii.gz"  # that of c1 is of another prediction
+    (predictions / "predictions.json").write_text(json.dumps(content))
     result = evaluate_folder(predictions, n_jobs=1)
     assert [(r.case, r.value) for r in result.rows if r.metric == "ece"] == [("c0", 0.0)]
 

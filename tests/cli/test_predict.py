@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from seguro import api
 from seguro.cli.main import main
 from seguro.cli.predict import default_out, split, three
 from seguro.core.errors import ConfigError
+from seguro.data import phantom
 from seguro.data.planner import PlanOptions
 from seguro.engine.model import save_model
 from seguro.methods import get
@@ -35,6 +37,7 @@ def workspace(phantom_folder, tmp_path_factory):
             predictor=method.predictor(method.modules),
         )
         (run / "config.yaml").write_text(f"fold: '{fold}'\n")
+        (run / "cases.json").write_text(json.dumps({"validation": plan.fold(str(fold)).validation}))
     return folder
 
 
@@ -111,6 +114,7 @@ def test_dry_run_writes_nothing(run0, phantom_folder, tmp_path, capsys):
         ("--device", "abacus", "--cases", "test"),
         ("--precision", "8", "--cases", "test"),
         ("--spacing", "1,2", "--cases", "test"),
+        ("--repair", "nan=min", "--cases", "test"),
     ],
 )
 def test_wrong_options_end_with_exit_code_1(run0, wrong, tmp_path):
@@ -125,8 +129,85 @@ def test_no_model_is_a_data_error(tmp_path, phantom_folder):
     )
 
 
-def test_spacing_is_three_positive_numbers():
+def test_spacing_is_read_as_by_check():
     assert three("2.5,1,1") == (2.5, 1.0, 1.0)
+    assert three("1") == (1.0, 1.0, 1.0)
     for text in ("1,2", "a,b,c", "1,0,1", "1,nan,1"):
-        with pytest.raises(ConfigError, match="three numbers"):
+        with pytest.raises(ConfigError, match="three positive numbers"):
             three(text)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """Another data set, checked into a workspace that lies elsewhere."""
+    folder = tmp_path_factory.mktemp("other")
+    data = phantom.write_msd(folder / "hospital2", n_labelled=2, n_test=2, seed=3)
+    api.plan(data, out=folder / "hospital2.seguro", options=PlanOptions(memory_gib=0.01, batch=2))
+    return folder / "hospital2.seguro"
+
+
+def test_cases_of_another_workspace_keep_apart_and_are_scored_against_it(run0, other, capsys):
+    own = call(capsys, run0, "--cases", "test")["predictions"][0]["out"]
+    before = (run0 / "predictions" / "test" / "predictions.json").read_bytes()
+    result = call(capsys, run0, "--data", other, "--cases", "train")
+    out = run0 / "predictions" / "hospital2-train"
+    assert result["predictions"][0]["out"] == str(out) != own
+    assert result["next"] == f"seguro evaluate {out} --data {other}"
+    assert (run0 / "predictions" / "test" / "predictions.json").read_bytes() == before
+    assert main(result["next"].split()[1:]) == 0
+
+
+def test_data_that_moved_are_found_by_data_root_or_their_folder(run0, tmp_path, capsys, monkeypatch):
+    data = phantom.write_msd(tmp_path / "before", n_labelled=2, n_test=1, seed=4)
+    monkeypatch.chdir(tmp_path)
+    workspace = tmp_path / "after.seguro"
+    api.plan(data, out=workspace, options=PlanOptions(memory_gib=0.01, batch=2))
+    moved = data.rename(tmp_path / "after")
+    lost = call(capsys, run0, "--data", workspace, "--out", tmp_path / "a", code=2)
+    assert len(lost["predictions"][0]["failed"]) == 1
+    root = call(capsys, run0, "--data", workspace, "--data-root", moved, "--out", tmp_path / "b")
+    assert root["next"].endswith(f"--data {workspace} --data-root {moved}")
+    folder = call(capsys, run0, "--data", moved, "--out", tmp_path / "c")
+    assert root["predictions"][0]["predicted"] == folder["predictions"][0]["predicted"] != []
+
+
+def test_folders_of_one_name_do_not_share_predictions(run0, phantom_folder, tmp_path, capsys):
+    for name in ("h1", "h2"):
+        shutil.copytree(phantom_folder / "imagesTs", tmp_path / name / "images")
+    call(capsys, run0, tmp_path / "h1" / "images")
+    before = (run0 / "predictions" / "images" / "predictions.json").read_bytes()
+    assert main(["predict", str(run0), str(tmp_path / "h2" / "images")]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--out" in said and "h1/images" in said and "h2/images" in said
+    assert (run0 / "predictions" / "images" / "predictions.json").read_bytes() == before
+
+
+def test_nor_do_bare_models(run0, run1, phantom_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = [shutil.copytree(r / "model", tmp_path / r.name) for r in (run0, run1)]
+    call(capsys, bare[0], phantom_folder / "imagesTs")
+    assert main(["predict", str(bare[1]), str(phantom_folder / "imagesTs")]) == 1
+    assert "other models" in " ".join(capsys.readouterr().err.split())
+
+
+def test_images_with_nan_are_repaired_on_request(run0, tmp_path, capsys):
+    image = np.random.default_rng(0).normal(size=(9, 9, 9)).astype(np.float32)
+    image[4, 4, 4] = np.nan
+    path = phantom.write_nifti(tmp_path / "in" / "case.nii.gz", image)
+    image[4, 4, 4] = np.nanmin(image)
+    phantom.write_nifti(tmp_path / "repaired" / "case.nii.gz", image)
+    refused = call(capsys, run0, path, "--out", tmp_path / "out", code=2)["predictions"][0]["failed"]["case"]
+    assert "--repair nan=min" in refused and "seguro check" not in refused
+    call(capsys, run0, path, "--out", tmp_path / "out", "--repair", "nan=min")
+    call(capsys, run0, tmp_path / "repaired" / "case.nii.gz", "--out", tmp_path / "same")
+    labels = [(tmp_path / n / "case.nii.gz").read_bytes() for n in ("out", "same")]
+    assert labels[0] == labels[1]
+
+
+def test_the_folder_of_several_sets_names_them(run0, capsys):
+    assert main(["predict", str(run0), "--cases", "test"]) == 0
+    assert main(["predict", str(run0), "--cases", "validation"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run0 / "predictions")]) == 1
+    said = "".join(capsys.readouterr().err.split())
+    assert "nameoneofthem" in said and "predictions/validation" in said

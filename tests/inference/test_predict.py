@@ -247,3 +247,43 @@ def test_other_files_in_a_folder_are_passed_over_and_counted(model, images, tmp_
     report = predict([model], own, tmp_path / "out", warnings=warnings)
     assert len(report.cases) == 2
     assert any("passed over" in w and "x2" in w for w in warnings.lines())
+
+
+def test_probabilities_of_an_earlier_call_do_not_stay(model, images, tmp_path):
+    predict([model], images, tmp_path, probabilities=True)
+    listing = json.loads((tmp_path / "predictions.json").read_text())["cases"]
+    assert {c["probabilities"] for c in listing.values()} == {
+        "probabilities/case_006.nii.gz",
+        "probabilities/case_007.nii.gz",
+    }
+    predict([model], images, tmp_path, overlap=0.25)
+    listing = json.loads((tmp_path / "predictions.json").read_text())["cases"]
+    assert {c["probabilities"] for c in listing.values()} == {None}
+    assert not list((tmp_path / "probabilities").iterdir())
+
+
+def test_an_input_out_of_reach_keeps_its_prediction_and_is_listed(model, images, tmp_path):
+    own = shutil.copytree(images, tmp_path / "in")
+    paths = sorted(own.iterdir())
+    predict([model], paths, tmp_path / "out")
+    before = hashes(tmp_path / "out")
+    paths[0].rename(tmp_path / "away.nii.gz")
+    report = predict([model], paths, tmp_path / "out")
+    assert list(report.failed) == ["case_006"]
+    assert (tmp_path / "out" / "case_006.nii.gz").exists()
+    (tmp_path / "away.nii.gz").rename(paths[0])
+    assert predict([model], paths, tmp_path / "out").reused == ("case_006", "case_007")
+    assert hashes(tmp_path / "out") == before
+
+
+def test_flips_without_effect_are_said(model, make_model, images, tmp_path):
+    data = phantom.write_msd(tmp_path / "left", n_labelled=2, n_test=0, seed=5)
+    text = (data / "dataset.json").read_text()
+    assert "organ1" in text
+    (data / "dataset.json").write_text(text.replace("organ1", "left kidney"))  # no right one: no mirroring
+    straight = make_model(tmp_path / "model", data, tmp_path / "left.seguro")
+    said = predict([straight], images, tmp_path / "a", flips=True).warnings
+    assert any("mirrors no axis" in line for line in said)
+    assert load_model(model).plan.mirror
+    said = predict([model], images, tmp_path / "b", flips=True).warnings
+    assert not any("mirrors no axis" in line for line in said)

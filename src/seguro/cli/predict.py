@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seguro.cli.terminal import AsJson, DryRun, console, finish
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,6 +34,8 @@ class Task:
     n: int | None
     """Number of cases where it is known before the files are listed."""
     out: Path
+    workspace: Path | None = None
+    """Whose cases they are; None for files."""
 
 
 def predict(
@@ -50,11 +52,18 @@ def predict(
     cases: Annotated[
         str | None, typer.Option(help="Of --data, or of the run's own workspace: " + ", ".join(CASES) + ".")
     ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the data set of --data or --cases lies now, if it was moved.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Output folder; RUN/predictions/NAME when not given.")
     ] = None,
     flips: Annotated[
-        bool, typer.Option("--flips", help="Average over mirrored images; 2 to 8 times slower.")
+        bool,
+        typer.Option(
+            "--flips",
+            help="Average over images mirrored along the plan's axes: 2, 4 or 8 passes for 1, 2 or 3.",
+        ),
     ] = False,
     overlap: Annotated[float | None, typer.Option(help="Of neighboring windows, 0 to below 1.")] = None,
     probabilities: Annotated[
@@ -64,7 +73,12 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="32, bf16-mixed, 16-mixed.")] = "32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="Z,Y,X in mm, for files that state none.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="Z,Y,X (or one number) in mm, for IMAGES that state none.")
+    ] = None,
+    repair: Annotated[
+        str | None, typer.Option(help="nan=min: replace NaN and infinite voxels of IMAGES.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,9 +89,11 @@ def predict(
 
     if precision not in ("32", "bf16-mixed", "16-mixed"):
         raise ConfigError(f"--precision {precision}: expected 32, bf16-mixed or 16-mixed")
+    size = three(spacing)
+    _refuse_repair(repair, from_manifest=data is not None or cases is not None)
     text = console(as_json)
     models, images = split(paths, also or [], from_manifest=data is not None or cases is not None)
-    tasks = tasks_of(models, images, data=data, cases=cases, out=out)
+    tasks = tasks_of(models, images, data=data, cases=cases, out=out, data_root=data_root)
     for task in tasks:
         names = " + ".join(str(m) for m in task.models)
         count = "" if task.n is None else f"{task.n} case{'s' * (task.n != 1)}, "
@@ -97,7 +113,7 @@ def predict(
             report = run(
                 task.models, task.inputs, task.out, device=device, precision=precision,  # type: ignore[arg-type]
                 flips=flips, overlap=overlap, probabilities=probabilities, batch=batch, threads=threads,
-                spacing=three(spacing), progress=progress, warnings=warnings,
+                spacing=size, repair="nan=min" if repair else None, progress=progress, warnings=warnings,
             )  # fmt: skip
         show(text, report)
         reports.append(report)
@@ -106,11 +122,21 @@ def predict(
         result={"predictions": [summary(r) for r in reports]},
         as_json=as_json,
         warnings=warnings.lines(),
-        then=following(reports[0].out, has_truth=bool(cases or data)),
+        then=following(reports[0].out, tasks[0].workspace, data_root),
     )
     code = max(r.exit_code for r in reports)
     if code:
         raise typer.Exit(code)
+
+
+def _refuse_repair(repair: str | None, *, from_manifest: bool) -> None:
+    if repair not in (None, "nan=min"):
+        raise ConfigError(f"--repair {repair}: only nan=min is known")
+    if repair and from_manifest:
+        raise ConfigError(
+            "--repair is for IMAGES; cases of a data set are repaired as it was checked: "
+            "seguro check DATA --repair nan=min"
+        )
 
 
 def split(
@@ -150,10 +176,18 @@ def run_of(model: Path) -> Path | None:
 
 
 def tasks_of(
-    models: Sequence[Path], images: Sequence[Path], *, data: Path | None, cases: str | None, out: Path | None
+    models: Sequence[Path],
+    images: Sequence[Path],
+    *,
+    data: Path | None,
+    cases: str | None,
+    out: Path | None,
+    data_root: Path | None = None,
 ) -> list[Task]:
     """Return what to do. For validation, each model alone predicts the cases of its own fold."""
     if not (data or cases):
+        if data_root is not None:
+            raise ConfigError(f"--data-root {data_root}: it says where cases of --data or --cases lie")
         name = images[0].resolve().name if images[0].is_dir() else _file_name(images)
         inputs = images[0] if len(images) == 1 else images
         return [Task(tuple(models), inputs, None, out or default_out(models, name))]
@@ -162,16 +196,20 @@ def tasks_of(
     cases = cases or "test"
     if cases not in CASES:
         raise ConfigError(f"--cases {cases}: expected {', '.join(CASES)}")
-    workspace, manifest = _manifest(models[0], data)
+    workspace, manifest = _manifest(models[0], data, data_root)
+    name = cases if is_own(workspace, models[0]) else f"{workspace.resolve().stem}-{cases}"
     groups: list[tuple[list[Path], Sequence[Case]]]
     if cases == "validation":
-        groups = [([m], validation_cases(m, workspace, manifest)) for m in models]
+        groups = [([m], validation_cases(m, manifest)) for m in models]
     else:
         groups = [(list(models), manifest.of(cases))]  # type: ignore[arg-type]
-    out_of: Callable[[Sequence[Path]], Path] = lambda m: default_out(m, cases)  # noqa: E731
+    out_of: Callable[[Sequence[Path]], Path] = lambda m: default_out(m, name)  # noqa: E731
     if out is not None:
         out_of = lambda m: out if len(groups) == 1 else out / (run_of(m[0]) or m[0]).name  # noqa: E731
-    tasks = [Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m)) for m, chosen in groups]
+    tasks = [
+        Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m), workspace)
+        for m, chosen in groups
+    ]
     for task in tasks:
         if not task.n:
             raise ConfigError(f"--cases {cases}: {manifest.name} has none; choose other --cases")
@@ -192,8 +230,17 @@ def default_out(models: Sequence[Path], name: str) -> Path:
     return run / "predictions" / (name if len(models) == 1 else f"{name}-ensemble{len(models)}")
 
 
-def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
-    """Return the workspace of --data, or that of the run, with its manifest."""
+def is_own(workspace: Path, model: Path) -> bool:
+    """Return whether the workspace is the one that the model's run lies in; a bare model lies in none."""
+    run = run_of(model)
+    return run is None or run.resolve().parent.parent == workspace.resolve()
+
+
+def _manifest(model: Path, data: Path | None, data_root: Path | None) -> tuple[Path, Manifest]:
+    """Return the workspace of --data, or that of the run, with its manifest.
+
+    A data folder given as --data is also where the files are read, wherever they were before.
+    """
     from seguro.api import is_workspace, workspace_of
     from seguro.data import manifest
 
@@ -210,7 +257,8 @@ def _manifest(model: Path, data: Path | None) -> tuple[Path, Manifest]:
         raise ConfigError(
             f"{workspace}: no workspace (no check/manifest.json); run first: seguro check {data or 'DATA'}"
         )
-    return workspace, manifest.load(workspace / "check" / "manifest.json")
+    root = data_root or (data if data is not None and not is_workspace(data) else None)
+    return workspace, manifest.load(workspace / "check" / "manifest.json", data_root=root)
 
 
 def validation_cases(model: Path, manifest: Manifest) -> tuple[Case, ...]:
@@ -232,16 +280,15 @@ def validation_cases(model: Path, manifest: Manifest) -> tuple[Case, ...]:
 
 
 def three(text: str | None) -> ThreeF | None:
-    """Return "Z,Y,X" as three positive numbers."""
+    """Return --spacing as (z, y, x)."""
+    from seguro.data.manifest import parse_spacing
+
     if text is None:
         return None
     try:
-        z, y, x = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--spacing {text}: expected three numbers Z,Y,X, e.g. 2.5,0.8,0.8") from error
-    if not all(0 < v < float("inf") for v in (z, y, x)):
-        raise ConfigError(f"--spacing {text}: expected three numbers above 0")
-    return z, y, x
+        return parse_spacing(text)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextmanager
@@ -287,9 +334,16 @@ def summary(report: PredictionReport) -> dict[str, Any]:
     }
 
 
-def following(out: Path, *, has_truth: bool) -> str:
-    """Return the command that scores the predictions."""
+def following(out: Path, workspace: Path | None, data_root: Path | None) -> str:
+    """Return the command that scores the predictions against the workspace, if any, or labels."""
     import shlex
 
-    inside = any((p / "check" / "manifest.json").exists() for p in out.resolve().parents)
-    return f"seguro evaluate {shlex.quote(str(out))}" + ("" if has_truth and inside else " --truth LABELS")
+    command = ["seguro", "evaluate", str(out)]
+    if workspace is None:
+        return f"{shlex.join(command)} --truth LABELS"
+    around = next((p for p in out.resolve().parents if (p / "check" / "manifest.json").exists()), None)
+    if around != workspace.resolve():
+        command += ["--data", str(workspace)]
+    if data_root is not None:
+        command += ["--data-root", str(data_root)]
+    return shlex.join(command)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MANIFEST = Path("check") / "manifest.json"
 LISTING = "predictions.json"
+PREDICTIONS = "predictions"
+PROBABILITIES = "probabilities"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Predictions:
     failed: dict[str, str]
     classes: Classes | None
     listed: bool
+    probabilities: dict[str, Path]
+    """Of the cases that have them; a file that predict does not list is of another prediction."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +58,31 @@ class Job:
 
 
 def find_predictions(folder: Path) -> Predictions:
-    """Return the prediction files in `folder`, or in the one set of predictions of a run, by case id.
+    """Return the prediction files in `folder`, or in the one set of predictions below it, by case id.
 
     Raises:
-        ConfigError: a run with several sets of predictions.
+        ConfigError: a run, or its folder of predictions, with several sets.
         DataError: not a folder, or two files for one case.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that seguro predict wrote")
-    inside = sorted(p.parent for p in folder.glob(f"predictions/**/{LISTING}"))
+    inside = sets_below(folder)
     if len(inside) > 1:
         raise ConfigError(
-            f"{folder}: several predictions ({', '.join(map(str, inside[:5]))}); name one of them"
+            f"{folder}: {len(inside)} sets of predictions ({', '.join(map(str, inside[:5]))}"
+            f"{', ...' if len(inside) > 5 else ''}); name one of them"
         )
     folder = inside[0] if inside else folder
     listing = folder / LISTING
     if not listing.exists():
-        return Predictions(folder, labels_by_stem(folder), {}, None, False)
+        files = labels_by_stem(folder)
+        places = {i: _probabilities(folder, i) for i in files}
+        return Predictions(folder, files, {}, None, False, {i: p for i, p in places.items() if p})
     content = read_json(listing)
     try:
         files = {str(k): folder / Path(str(v["file"])).name for k, v in content["cases"].items()}
+        p = {str(k): v["probabilities"] for k, v in content["cases"].items() if v.get("probabilities")}
+        probabilities = {k: folder / PROBABILITIES / Path(str(v)).name for k, v in p.items()}
         failed = {str(k): str(v) for k, v in content["failed"].items()}
         classes = Classes.model_validate(content["classes"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -87,7 +96,16 @@ def find_predictions(folder: Path) -> Predictions:
         },
         classes,
         True,
+        {k: p for k, p in probabilities.items() if p.is_file()},
     )
+
+
+def sets_below(folder: Path) -> list[Path]:
+    """Return the sets of predictions of a run, or those in a folder that holds no label of its own."""
+    inside = sorted(p.parent for p in folder.glob(f"{PREDICTIONS}/**/{LISTING}"))
+    if inside or (folder / LISTING).exists() or labels_by_stem(folder):
+        return inside
+    return sorted(p.parent for p in folder.glob(f"*/{LISTING}"))
 
 
 def labels_by_stem(folder: Path) -> dict[str, Path]:
@@ -109,12 +127,13 @@ def labels_by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def manifest_for(predictions: Path, data: Path | None) -> Manifest:
+def manifest_for(predictions: Path, data: Path | None, data_root: Path | None = None) -> Manifest:
     """Return the manifest that the predictions are scored against.
 
     Args:
         predictions: their folder, looked at when `data` is None: the workspace around it.
         data: a workspace, or the dataset's folder (then its files are read there, wherever they were before).
+        data_root: where the dataset's files lie now, if they were moved.
 
     Raises:
         ConfigError: none found where it was looked for.
@@ -127,13 +146,13 @@ def manifest_for(predictions: Path, data: Path | None) -> Manifest:
             raise ConfigError(
                 f"{predictions} lies in no workspace; say what is true: --data WORKSPACE or --truth FOLDER"
             )
-        return manifest.load(places[0] / MANIFEST)
+        return manifest.load(places[0] / MANIFEST, data_root=data_root)
     if (data / MANIFEST).is_file():
-        return manifest.load(data / MANIFEST)
+        return manifest.load(data / MANIFEST, data_root=data_root)
     workspace = Path(f"{data.resolve().name}.seguro")
     if not (workspace / MANIFEST).is_file():
         raise ConfigError(f"{data}: no {MANIFEST} in it or in {workspace}; run first: seguro check {data}")
-    return manifest.load(workspace / MANIFEST, data_root=data)
+    return manifest.load(workspace / MANIFEST, data_root=data_root or data)
 
 
 def jobs_from_manifest(
@@ -177,7 +196,7 @@ def _job(case: Case, manifest: Manifest, found: Predictions) -> Job:
         partial(_read_truth, case, manifest),
         tuple(f.sha256 for f in labels),
         found.files.get(case.id),
-        _probabilities(found.folder, case.id),
+        found.probabilities.get(case.id),
         case.annotated,
         case.spacing,
         case.unit,
@@ -202,7 +221,7 @@ def _read_truth(case: Case, manifest: Manifest) -> Volume:
 
 
 def _probabilities(folder: Path, case: str) -> Path | None:
-    places = [folder / "probabilities" / f"{case}{suffix}" for suffix in (".nii.gz", ".nii", ".npy")]
+    places = [folder / PROBABILITIES / f"{case}{suffix}" for suffix in (".nii.gz", ".nii", ".npy")]
     return next((p for p in places if p.is_file()), None)
 
 
@@ -247,7 +266,7 @@ def jobs_from_folder(truth: Path, found: Predictions) -> tuple[list[Job], Classe
             partial(formats.read_label, path),
             (sha256_file(path),),
             found.files.get(i),
-            _probabilities(found.folder, i),
+            found.probabilities.get(i),
         )
         for i, path in sorted(labels.items())
     ]

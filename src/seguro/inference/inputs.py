@@ -7,14 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import Case, Manifest, ThreeF, Volume, Warnings
 from seguro.data.formats import SUFFIXES, read_image, split_name
 from seguro.data.manifest import paths as case_paths
-from seguro.data.manifest import read_case
+from seguro.data.manifest import read_case, repaired
 
+Repair = Literal["nan=min"]
 _CHANNEL = re.compile(r"^(?P<stem>.+)_(?P<channel>\d{4})$")
 
 
@@ -29,6 +32,8 @@ class Item:
     """Reads and checks the files; DataError where they cannot be used."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What besides the files decides what `read` returns; JSON values."""
+    source: str = ""
+    """The data set it is of; empty where it is only a file."""
 
 
 def from_paths(
@@ -36,6 +41,7 @@ def from_paths(
     *,
     channels: int,
     spacing: ThreeF | None = None,
+    repair: Repair | None = None,
     warnings: Warnings | None = None,
 ) -> list[Item]:
     """Return the cases in a file, a list of files, or a folder, sorted by id.
@@ -47,6 +53,7 @@ def from_paths(
         inputs: what to predict. A folder is not searched below its first level.
         channels: of the model.
         spacing: (z, y, x), for files that state none.
+        repair: "nan=min" puts the channel's smallest finite value where a voxel is NaN or infinite.
         warnings: told of files in a folder that are no images.
 
     Raises:
@@ -60,7 +67,7 @@ def from_paths(
             f"{', '.join(map(str, given)) or 'no path given'}: no image; known are {', '.join(SUFFIXES)}"
         )
     groups = _grouped(files, channels)
-    return [_item(name, members, channels, spacing) for name, members in sorted(groups.items())]
+    return [_item(name, members, channels, spacing, repair) for name, members in sorted(groups.items())]
 
 
 def _listed(folder: Path, warnings: Warnings | None) -> list[Path]:
@@ -99,12 +106,17 @@ def _grouped(files: Sequence[Path], channels: int) -> dict[str, list[Path]]:
     return {name: sorted(members, key=lambda p: p.name) for name, members in groups.items()}
 
 
-def _item(name: str, files: Sequence[Path], channels: int, spacing: ThreeF | None) -> Item:
-    read = partial(_read, name, tuple(files), channels, spacing)
-    return Item(name, tuple(files), read, {"spacing": spacing} if spacing else {})
+def _item(
+    name: str, files: Sequence[Path], channels: int, spacing: ThreeF | None, repair: Repair | None
+) -> Item:
+    read = partial(_read, name, tuple(files), channels, spacing, repair)
+    options = {"spacing": spacing, "repair": repair}
+    return Item(name, tuple(files), read, {k: v for k, v in options.items() if v})
 
 
-def _read(name: str, files: tuple[Path, ...], channels: int, spacing: ThreeF | None) -> Volume:
+def _read(
+    name: str, files: tuple[Path, ...], channels: int, spacing: ThreeF | None, repair: Repair | None
+) -> Volume:
     if len(files) > 1 or name != split_name(files[0])[0]:
         found = [str(split_name(f)[0][-4:]) for f in files]
         expected = [f"{i:04d}" for i in range(channels)]
@@ -113,14 +125,30 @@ def _read(name: str, files: tuple[Path, ...], channels: int, spacing: ThreeF | N
                 f"{files[0].parent / name}: channels {', '.join(found)} where the model expects "
                 f"{', '.join(expected)}; give one file per channel"
             )
-    return read_image(files, channels=channels, spacing=spacing)
+    return _finite(read_image(files, channels=channels, spacing=spacing), files[0], repair)
+
+
+def _finite(volume: Volume, path: Path, repair: Repair | None) -> Volume:
+    """Return the volume without NaN and infinity, repaired where that was asked for."""
+    bad = [int(c.size - np.isfinite(c).sum()) for c in volume.array]
+    if not any(bad):
+        return volume
+    where = ", ".join(f"{n} in channel {i}" for i, n in enumerate(bad) if n)
+    if any(n == c.size for n, c in zip(bad, volume.array, strict=True)):
+        raise DataError(f"{path}: NaN or infinite voxels ({where}), and a channel without any number")
+    if repair is None:
+        raise DataError(
+            f"{path}: NaN or infinite voxels ({where}) where the model expects numbers; export it again, or "
+            "put the channel's smallest value there with --repair nan=min"
+        )
+    return Volume(repaired(volume.array), volume.grid, volume.source, volume.sha256, volume.notes)
 
 
 def from_manifest(manifest: Manifest, cases: Iterable[Case]) -> list[Item]:
     """Return cases of a checked data set, sorted by id, read as training reads them."""
-    out = []
+    out, source = [], f"data set {manifest.name}"
     for case in sorted(cases, key=lambda c: c.id):
         files = tuple(case_paths(case, manifest)[0])
         options = {"repair": manifest.repair, "spacing": case.spacing, "unit": case.unit}
-        out.append(Item(case.id, files, partial(read_case, case, manifest), options))
+        out.append(Item(case.id, files, partial(read_case, case, manifest), options, source))
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,10 @@ from seguro.core.types import ThreeF, Volume, Warnings
 from seguro.data.formats import write_label, write_scores
 from seguro.engine.model import load_model
 from seguro.engine.runtime import Precision, Runtime
-from seguro.inference import novelty
+from seguro.inference import listing, novelty
 from seguro.inference.decision import file_values, voxels
 from seguro.inference.ensemble import Ensemble, along, empty_label
-from seguro.inference.inputs import Item, from_paths
+from seguro.inference.inputs import Item, Repair, from_paths
 from seguro.inference.record import Predicted, load, plain, volumes_csv
 from seguro.inference.tiling import planned_slabs
 
@@ -77,6 +77,7 @@ def predict(
     batch: int | None = None,
     threads: int | None = None,
     spacing: ThreeF | None = None,
+    repair: Repair | None = None,
     progress: Callable[[CaseProgress], None] | None = None,
     warnings: Warnings | None = None,
 ) -> PredictionReport:
@@ -92,17 +93,18 @@ def predict(
         out: where to write; never the folder of the inputs.
         device: auto, cpu, cuda, cuda:N.
         precision: of the forward passes.
-        flips: average over the mirrored axes that the plan allows.
+        flips: average over the axes that the plan mirrors; 2, 4 or 8 passes for 1, 2 or 3 of them.
         overlap: of windows, instead of the model's own.
         probabilities: also write `probabilities/<id>` (float32, one per class).
         batch: windows or slices per call.
         threads: CPU threads of torch; its own default when not given.
         spacing: (z, y, x) for files that state none.
+        repair: "nan=min" replaces NaN and infinite voxels of files; items are repaired as checked.
         progress: told where the work stands.
         warnings: collects notes for the end of the command.
 
     Raises:
-        ConfigError: models that do not go together, or an output folder inside the inputs.
+        ConfigError: models that do not go together, or an output folder inside the inputs or of other ones.
         DataError: no usable model, or nothing to predict.
         RunError: another process works in `out`, the disk is full, the device's memory too small.
     """
@@ -118,8 +120,10 @@ def predict(
         batch=batch,
         autocast=runtime.autocast,
     )
-    items = _items(inputs, len(ensemble.channels), spacing, warnings)
+    items = _items(inputs, len(ensemble.channels), spacing, repair, warnings)
     _refuse_inside(inputs, items, out)
+    if flips:
+        _warn_unflipped(ensemble, warnings)
     options = {
         "flips": flips,
         "overlap": overlap,
@@ -129,16 +133,29 @@ def predict(
         "probabilities": probabilities,
     }
     with locked(out):
-        return _Job(ensemble, out, options, warnings, progress).run(items)
+        job = _Job(ensemble, out, options, warnings, progress)
+        listing.refuse_other(out, models=job.models, inputs=listing.sources(items))
+        return job.run(items)
 
 
 def _items(
-    inputs: Path | Sequence[Path] | Sequence[Item], channels: int, spacing: ThreeF | None, warnings: Warnings
+    inputs: Path | Sequence[Path] | Sequence[Item],
+    channels: int,
+    spacing: ThreeF | None,
+    repair: Repair | None,
+    warnings: Warnings,
 ) -> list[Item]:
     if not isinstance(inputs, Path) and inputs and all(isinstance(i, Item) for i in inputs):
         return list(cast(Sequence[Item], inputs))
     paths = cast("Path | Sequence[Path]", inputs)
-    return from_paths(paths, channels=channels, spacing=spacing, warnings=warnings)
+    return from_paths(paths, channels=channels, spacing=spacing, repair=repair, warnings=warnings)
+
+
+def _warn_unflipped(ensemble: Ensemble, warnings: Warnings) -> None:
+    """Say which models no flip is averaged for."""
+    for model in ensemble.models:
+        if not model.plan.mirror:
+            warnings.add(f"{model.folder}: flips have no effect, its plan mirrors no axis")
 
 
 def _refuse_inside(inputs: Any, items: Sequence[Item], out: Path) -> None:
@@ -188,7 +205,8 @@ class _Job:
                 done.append(case)
             except DataError as error:
                 failed[item.id] = self._reason(item, error)
-                self._forget(item)
+                if _readable(item):
+                    self._forget(item)
             tell(1.0)
         outputs = self._write(items, done, failed)
         return PredictionReport(
@@ -238,7 +256,9 @@ class _Job:
         targets = [write_label(self.out / f"{item.id}{suffix}", label, volume.source)]
         if p is not None:
             ending = suffix if volume.source.kind == "nifti" else ".npy"
-            targets.append(write_scores(self.out / "probabilities" / f"{item.id}{ending}", p, volume.source))
+            targets.append(
+                write_scores(self.out / listing.PROBABILITIES / f"{item.id}{ending}", p, volume.source)
+            )
         for path in targets:
             files[path.relative_to(self.out).as_posix()] = sha256_file(path)
         count = voxels(label, self.ensemble.classes)
@@ -247,6 +267,7 @@ class _Job:
             item.id, self._key(item, volume.sha256), volume.sha256, files, count, ml,
             self._flags(volume, ml), volume.notes, round(time.monotonic() - start, 2),
         )  # fmt: skip
+        self._remove(item, keep=files)
         write_json(self._record(item), plain(case))
         return case
 
@@ -287,10 +308,15 @@ class _Job:
 
     def _forget(self, item: Item) -> None:
         """Remove what an earlier, usable version of the input left here: it is no prediction of this one."""
+        self._remove(item)
+        self._record(item).unlink(missing_ok=True)
+
+    def _remove(self, item: Item, *, keep: Container[str] = ()) -> None:
+        """Remove the files that the last prediction of a case wrote, besides those to `keep`."""
         old = load(self._record(item))
         for name in old.files if old else ():
-            (self.out / name).unlink(missing_ok=True)
-        self._record(item).unlink(missing_ok=True)
+            if name not in keep:
+                (self.out / name).unlink(missing_ok=True)
 
     def _write(
         self, items: Sequence[Item], done: Sequence[Predicted], failed: Mapping[str, str]
@@ -298,19 +324,11 @@ class _Job:
         """Write volumes.csv, predictions.json and stage.json; return the hashes of the outputs."""
         write_text(self.out / "volumes.csv", volumes_csv(done))
         write_json(
-            self.out / "predictions.json",
+            self.out / listing.FILE,
             {
-                "cases": {
-                    c.id: {
-                        "file": next(iter(c.files)),
-                        "sha256": next(iter(c.files.values())),
-                        "flags": list(c.flags),
-                        "seconds": c.seconds,
-                        "notes": list(c.notes),
-                    }
-                    for c in done
-                },
+                "cases": {c.id: listing.entry(c) for c in done},
                 "failed": dict(failed),
+                "inputs": listing.sources(items),
                 "models": self.models,
                 "classes": self.ensemble.classes.model_dump(mode="json"),
                 "options": dict(self.options),
@@ -326,6 +344,16 @@ class _Job:
             n_cases=len(items),
             warnings=self.warnings.lines(),
         )
+
+
+def _readable(item: Item) -> bool:
+    """Return whether the files of a case could be read: one that is out of reach may come back unchanged."""
+    try:
+        for path in item.files:
+            sha256_file(path)
+    except OSError:
+        return False
+    return True
 
 
 def _refuse_unsafe(case: str) -> None:
