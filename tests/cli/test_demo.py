@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,12 @@ def test_a_failing_step_stops_it_with_the_steps_own_exit_code(
 def test_dry_run_writes_nothing(tmp_path: Path, small: list[int], called: list[list[str]]) -> None:
     assert command_line.main(["demo", "--out", str(tmp_path / "d"), "--dry-run"]) == 0
     assert (small, called, (tmp_path / "d").exists()) == ([], [], False)
+
+
+def test_dry_run_prints_its_commands_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["demo", "--out", str(tmp_path / "d"), "--dry-run", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["commands"]
+    assert said == [["seguro", *c] for c in demo.steps(tmp_path / "d", demo.UPDATES, 0)]
 
 
 def test_without_the_extra_it_is_named_with_exit_code_1(

@@ -140,7 +140,7 @@ def test_no_folder_of_a_patient_is_on_the_page(tmp_path):
         unreadable,
         lambda *_: Volume(np.zeros((1, 16, 16, 16)), Grid((16,) * 3, np.eye(4)), source),
     ):
-        html = render(gather(run, Readers(image=image, label=unreadable, scores=lambda _: rows)))
+        html = render(gather(run, Readers(image, unreadable, unreadable, lambda _: rows, dict)))
         assert "c2.nii.gz: the file is empty" in html
         for secret in ("Doe", "1970", "/elsewhere", "secret", str(tmp_path)):
             assert secret not in html, secret

@@ -51,8 +51,12 @@ def readers():
         image=lambda case, manifest: Volume(
             np.load(Path(manifest.root) / case.images[0].path)[None], grid, source
         ),
+        truth=lambda case, manifest, like: Volume(
+            np.load(Path(manifest.root) / case.label.path), grid, source
+        ),
         label=lambda path: Volume(np.load(path), grid, source),
         scores=scores,
+        settings=lambda method, preset, network: {},
     )
 
 

@@ -44,6 +44,7 @@ def demo(
     if dry_run:
         for arguments in arrow:
             screen.print(f"$ seguro {shlex.join(arguments)}", markup=False)
+        finish(screen, result={"commands": [["seguro", *a] for a in arrow]}, as_json=as_json)
         return
     start = time.monotonic()
     make_subjects(screen, out, seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ import typer
 from seguro.cli.terminal import AsJson, DryRun, console, finish
 
 if TYPE_CHECKING:
-    from seguro.core.types import Case, Manifest, ScoreRow, Volume
+    from seguro.core.types import Case, Grid, Manifest, Volume
     from seguro.report.cases import Readers
 
 SCHEMA = 1
@@ -36,7 +36,9 @@ def report(
     """Write one offline HTML page about a run."""
     screen = console(as_json)
     if dry_run:
-        screen.print(f"would write {run / 'report' / PAGE}" + (f" and {out}" if out else ""), markup=False)
+        planned = [str(run / "report" / PAGE), *([str(out)] if out else [])]
+        screen.print(f"would write {' and '.join(planned)}", markup=False)
+        finish(screen, result={"would_write": planned}, as_json=as_json)
         return
     result = write(run, out=out, scores=scores, caveats=caveat or (), data_root=data_root)
     screen.print(
@@ -44,7 +46,7 @@ def report(
     )
     for line in result["missing"]:
         screen.print(f"  not there yet: {line}", markup=False)
-    finish(screen, result=result, as_json=as_json, then=_next(result))
+    finish(screen, result=result, as_json=as_json, then=_next(run, result))
 
 
 def write(
@@ -102,22 +104,35 @@ def _earlier_caveats(folder: Path) -> tuple[str, ...]:
 
 
 def _readers() -> Readers:
-    from seguro.data.formats import read_image, read_label
+    from seguro.data.formats import read_label
+    from seguro.data.manifest import read_case, read_case_label
     from seguro.evaluation.scores import read_csv
     from seguro.report.cases import Readers
 
-    def image(case: Case, manifest: Manifest) -> Volume:
-        paths = [Path(manifest.root) / fact.path for fact in case.images]
-        n = len(manifest.channels) if len(paths) == 1 and len(manifest.channels) > 1 else None
-        return read_image(paths, channels=n, spacing=None if case.unit == "mm" else case.spacing)
+    def truth(case: Case, manifest: Manifest, grid: Grid) -> Volume | None:
+        return read_case_label(case, manifest, like=grid)
 
-    def scored(path: Path) -> list[ScoreRow]:
-        return list(read_csv(path))
-
-    return Readers(image=image, label=read_label, scores=scored)
+    return Readers(image=read_case, truth=truth, label=read_label, scores=read_csv, settings=_settings)
 
 
-def _next(result: dict[str, Any]) -> str | None:
-    if any("evaluate" in line for line in result["missing"]):
-        return "seguro evaluate RUN, then seguro report RUN again"
-    return "seguro compare RUN OTHER_RUN, to see whether another run is better"
+def _settings(method: str, preset: str, network: str | None) -> Mapping[str, Any]:
+    """Return the fields of a method with nothing set by hand; none where this version does not know it."""
+    from seguro import api
+    from seguro.core.errors import ConfigError
+
+    try:
+        fields = api.configure(api.TrainOptions(method=method, preset=preset, network=network), gpu=False)[1]
+    except ConfigError:
+        return {}
+    return dict(fields.model_dump(mode="json"))
+
+
+def _next(run: Path, result: dict[str, Any]) -> str:
+    import shlex
+
+    name = shlex.quote(str(run))
+    if any("seguro predict" in line for line in result["missing"]):
+        return f"seguro predict {name}"
+    if any("seguro evaluate" in line for line in result["missing"]):
+        return f"seguro evaluate {name}"
+    return f"seguro compare {name} OTHER_RUN, to see whether another run is better"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from seguro.core.errors import DataError
-from seguro.core.types import Case, Classes, Manifest, ScoreRow, Volume
+from seguro.core.types import Case, Classes, Grid, Manifest, ScoreRow, Volume
 from seguro.report.overlay import views
 from seguro.report.page import ClassResult, Shown
 
@@ -24,9 +24,13 @@ class Readers:
 
     image: Callable[[Case, Manifest], Volume]
     """The image of a case; array (C, Z, Y, X)."""
+    truth: Callable[[Case, Manifest, Grid], Volume | None]
+    """The reference label of a case on its image's grid, masks combined; array (Z, Y, X) of file values."""
     label: Callable[[Path], Volume]
-    """A label file; array (Z, Y, X) of values as in the file."""
+    """A predicted label file; array (Z, Y, X) of values as in the file."""
     scores: Callable[[Path], Sequence[ScoreRow]]
+    settings: Callable[[str, str, str | None], Mapping[str, Any]]
+    """The resolved fields of (method, preset, network) with nothing set by hand."""
 
 
 def case_means(rows: Sequence[ScoreRow]) -> dict[str, float | None]:
@@ -97,7 +101,7 @@ def _picture(
 ) -> Shown:
     image = readers.image(case, manifest)
     gray = image.array[0]
-    truth = readers.label(Path(manifest.root) / case.label.path) if case.label else None
+    truth = readers.truth(case, manifest, image.grid)
     prediction = readers.label(predicted) if predicted and predicted.exists() else None
     for what, volume in (("reference label", truth), ("prediction", prediction)):
         if volume is not None and volume.array.shape != gray.shape:

@@ -14,13 +14,15 @@ import yaml
 from pydantic import ValidationError
 
 from seguro.core.errors import DataError
-from seguro.core.files import read_checked, read_json, sha256_file, sha256_json
+from seguro.core.files import read_checked
 from seguro.core.types import Manifest, ScoreRow
 from seguro.report.cases import Readers, show
+from seguro.report.commands import commands
 from seguro.report.figures import Dot, Series, thin
-from seguro.report.headline import found_caveats, headline, plural
-from seguro.report.page import Distribution, Headline, Reason, ReportContent, Score, Shown, StageFact, base
+from seguro.report.headline import found_caveats, headline
+from seguro.report.page import Distribution, Reason, ReportContent, Score, Shown, base
 from seguro.report.privacy import scrub
+from seguro.report.stages import finished, plan_edited, read_object, warnings
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
 """Names under which a summary may carry the mean over classes."""
@@ -58,16 +60,16 @@ def gather(
     name = _pick(sets, scored, run)
     folder = sets.get(name)
     rows = list(readers.scores(folder / "scores.csv")) if folder else []
-    summary = _optional(folder / "summary.json") if folder else {}
-    predicted = _optional(_prediction_folder(run, name) / "predictions.json")
-    plan = _optional(workspace / "plan" / "plan.json")
+    summary = read_object(folder / "summary.json") if folder else {}
+    predicted = read_object(_prediction_folder(run, name) / "predictions.json")
+    plan = read_object(workspace / "plan" / "plan.json")
     log = _log(run / "log.jsonl")
     config_text = _text(run / "config.yaml")
     config = _config(config_text)
-    model = _optional(run / "model" / "model.json")
+    model = read_object(run / "model" / "model.json")
     lines = _scores(summary)
     unit = str(summary.get("unit") or plan.get("unit") or "mm")
-    stages = _stages(workspace, run, folder, _prediction_folder(run, name))
+    stages = finished(workspace, run, folder, _prediction_folder(run, name))
     files = {
         case: _prediction_folder(run, name) / str(entry.get("file", ""))
         for case, entry in predicted.get("cases", {}).items()
@@ -81,7 +83,7 @@ def gather(
     shown = show(rows, manifest, files, readers)
     head = headline(_name(manifest, plan, workspace), config, model, name, rows, lines)
     found = found_caveats(
-        unit, name, head, rows, notes, stages, trained=bool(log), edited=_edited(workspace / "plan")
+        unit, name, head, rows, notes, stages, trained=bool(log), edited=plan_edited(workspace / "plan")
     )
     return ReportContent(
         headline=head,
@@ -107,9 +109,9 @@ def gather(
         failed=tuple(
             Reason(case, scrub(str(why), roots)) for case, why in sorted(predicted.get("failed", {}).items())
         ),
-        warnings=_warnings(workspace, run, manifest, folder, _prediction_folder(run, name), roots),
+        warnings=warnings(workspace, run, manifest, folder, _prediction_folder(run, name), roots),
         notes=notes,
-        commands=_commands(head, run.name),
+        commands=commands(workspace, run, name, config, readers.settings),
         missing=missing,
         others=tuple(s for s in sets if s and s != name),
         facts=_facts(plan, log, shown_unit=unit),
@@ -132,18 +134,6 @@ def reproducible(content: ReportContent) -> dict[str, Any]:
     return dict(json.loads(json.dumps(facts)))
 
 
-def _optional(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, or {} when there is no such file."""
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}: expected a JSON object, found {type(value).__name__}; write it again with its stage"
-        )
-    return value
-
-
 def _text(path: Path) -> str:
     return read_checked(path, limit=1 << 20).data.decode("utf-8", "replace") if path.is_file() else ""
 
@@ -158,7 +148,7 @@ def _config(text: str) -> dict[str, Any]:
 
 def _manifest(workspace: Path, data_root: Path | None) -> Manifest | None:
     path = workspace / "check" / "manifest.json"
-    raw = _optional(path)
+    raw = read_object(path)
     if not raw:
         return None
     if data_root is not None:
@@ -281,50 +271,6 @@ def _name(manifest: Manifest | None, plan: Mapping[str, Any], workspace: Path) -
     return manifest.name if manifest else str(plan.get("name") or workspace.name.removesuffix(".seguro"))
 
 
-def _stages(workspace: Path, run: Path, scores: Path | None, predictions: Path) -> tuple[StageFact, ...]:
-    folders = [
-        workspace / "check",
-        workspace / "plan",
-        *sorted(p.parent for p in workspace.glob("store/*/stage.json")),
-    ]
-    folders += [run, predictions, *([scores] if scores else [])]
-    out = []
-    for folder in folders:
-        raw = _optional(folder / "stage.json")
-        if not raw:
-            continue
-        recorded = raw.get("recorded", {})
-        seed = recorded.get("seed", raw.get("config", {}).get("seed"))
-        out.append(
-            StageFact(
-                name=str(raw.get("stage", "")),
-                key=str(raw.get("key", "")),
-                outputs=sha256_json(raw.get("outputs", {})),
-                seconds=recorded.get("seconds"),
-                version=str(recorded.get("seguro", "")),
-                machine=_machine(recorded.get("machine", {})),
-                seed="" if seed is None else str(seed),
-            )
-        )
-    return tuple(out)
-
-
-def _edited(folder: Path) -> bool:
-    """Whether the plan differs from what its stage wrote."""
-    recorded = _optional(folder / "stage.json").get("outputs", {}).get("plan.json")
-    plan = folder / "plan.json"
-    return bool(recorded) and plan.is_file() and sha256_file(plan) != recorded
-
-
-def _machine(facts: Mapping[str, Any]) -> str:
-    parts = [str(facts.get("system", "")), str(facts.get("processor", ""))]
-    if "cores" in facts:
-        parts.append(plural(int(facts["cores"]), "core", "cores"))
-    if "python" in facts:
-        parts.append(f"Python {facts['python']}")
-    return ", ".join(p for p in parts if p)
-
-
 def _excluded(
     manifest: Manifest | None, summary: Mapping[str, Any], roots: Sequence[str]
 ) -> tuple[Reason, ...]:
@@ -334,21 +280,6 @@ def _excluded(
         name = str(entry.get("id", entry.get("case", ""))) if known else str(entry)
         found.append((name, str(entry.get("reason", "")) if known else "left out of the scores"))
     return tuple(Reason(scrub(name, roots), scrub(why, roots)) for name, why in dict.fromkeys(found))
-
-
-def _warnings(
-    workspace: Path,
-    run: Path,
-    manifest: Manifest | None,
-    scores: Path | None,
-    predictions: Path,
-    roots: Sequence[str],
-) -> tuple[str, ...]:
-    found = list(manifest.warnings) if manifest else []
-    for folder in (workspace / "check", workspace / "plan", run, predictions, scores):
-        raw = _optional(folder / "stage.json") if folder else {}
-        found += [str(w) for w in raw.get("recorded", {}).get("warnings", ())]
-    return tuple(dict.fromkeys(scrub(w, roots) for w in found))
 
 
 def _missing(
@@ -384,18 +315,6 @@ def _facts(
     if updates is not None:
         out.append(("Updates", f"{updates:,}".replace(",", " ")))
     return tuple(out)
-
-
-def _commands(headline: Headline, run: str) -> tuple[str, ...]:
-    workspace = f"{headline.dataset}.seguro"
-    where = f"{workspace}/runs/{run}"
-    return (
-        f"seguro check DATA            # DATA: the folder of {headline.dataset}",
-        f"seguro train DATA --method {headline.method}",
-        f"seguro predict {where}/model IMAGES",
-        f"seguro evaluate {where}",
-        f"seguro report {where}",
-    )
 
 
 def _scrubbed(shown: Shown, roots: Sequence[str]) -> Shown:
