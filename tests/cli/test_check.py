@@ -59,6 +59,24 @@ def test_names_with_markup_are_printed_as_they_are(data, capsys):
     assert "[red]x[bold]" in capsys.readouterr().out
 
 
+def test_options_of_the_last_check_hold_until_said_otherwise(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = phantom.write_folder(tmp_path / "scans", n_labelled=3, shape=(4, 12, 14))
+    assert main(["check", "scans", "--classes", "liver,spleen", "--out", "w"]) == 0
+    next(p for p in (data / "images").iterdir()).write_bytes(b"")
+    capsys.readouterr()
+    assert main(["check", "scans", "--out", "w", "--json"]) == 2
+    again = json.loads(capsys.readouterr().out)["next"]
+    assert again == "seguro check scans --classes liver,spleen --quarantine --out w"
+    assert main(again.split()[1:]) == 0
+    capsys.readouterr()
+    assert main(["check", "scans", "--out", "w"]) == 0  # the quarantine still holds
+    out = capsys.readouterr().out
+    assert "as in the last check here: --classes liver,spleen --quarantine" in out
+    assert "classes: liver, spleen" in out and Path("w/check/manifest.json").exists()
+    assert main(["check", "scans", "--out", "w", "--no-quarantine"]) == 2
+
+
 @pytest.mark.skipif(not (SHARED / "vessels_octa_synthetic").is_dir(), reason="shared data are not here")
 def test_real_folders(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

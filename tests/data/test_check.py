@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from seguro.core.errors import ConfigError, DataError
 from seguro.data import manifest, phantom
 from seguro.data.check import Options, check, ensure
+from seguro.data.check_options import command, remembered
 from seguro.data.recommendation import recommend
 
 SMALL = {"shape": (4, 12, 14)}
@@ -231,3 +234,57 @@ def test_moved_data_are_found_again(data, tmp_path):
     moved = data.rename(tmp_path / "elsewhere")
     again = manifest.load(tmp_path / "w", data_root=moved)
     assert manifest.read_case(again.cases[0], again).array.shape[1:] == kept.cases[0].shape
+
+
+def test_the_same_image_under_two_patients_is_an_error_even_at_two_sites(tmp_path):
+    folder = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=0, sites=2, **SMALL)
+    shutil.copy(folder / "imagesTr" / "case_000.nii.gz", folder / "imagesTr" / "case_001.nii.gz")
+    shutil.copy(folder / "labelsTr" / "case_000.nii.gz", folder / "labelsTr" / "case_001.nii.gz")
+    report = run(folder, tmp_path)
+    assert len({c.site for c in report.manifest.cases}) == 2
+    assert [(p.kind, p.case) for p in report.errors] == [("duplicate", "case_001")]
+
+
+def write_patients(folder, *rows):
+    with (folder / "patients.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("id", "patient", "split"), *rows])
+
+
+def test_a_case_told_to_be_unlabelled_loses_its_label(data, tmp_path):
+    write_patients(data, ("case_001", "p1", "unlabelled"))
+    kept = run(data, tmp_path).manifest
+    case = next(c for c in kept.cases if c.id == "case_001")
+    assert (case.split, case.label, case.masks, case.annotated) == ("unlabelled", None, (), ())
+    assert all(c.label for c in kept.of("train")) and len(kept.of("train")) == 3
+
+
+def test_a_check_after_a_move_saves_the_new_place(data, tmp_path):
+    run(data, tmp_path)
+    moved = data.rename(tmp_path / "elsewhere")
+    run(moved, tmp_path)
+    kept = manifest.load(tmp_path / "w")
+    assert kept.root == str(moved.resolve())
+    assert run(moved, tmp_path).manifest == kept
+
+
+def test_the_splits_of_the_data_are_in_the_manifest(data, tmp_path):
+    assert run(data, tmp_path).manifest.splits_sha256 is None
+    (data / "splits_final.json").write_text("[]")
+    first = run(data, tmp_path).manifest.splits_sha256
+    (data / "splits_final.json").write_text("[ ]")
+    assert first is not None and run(data, tmp_path).manifest.splits_sha256 not in (None, first)
+    assert manifest.load(tmp_path / "w").splits_sha256 == run(data, tmp_path).manifest.splits_sha256
+
+
+def test_options_outlive_a_failed_check_and_stand_in_the_hint(tmp_path):
+    folder = phantom.write_folder(tmp_path / "data", n_labelled=3, **SMALL)
+    told = Options(classes=("liver", "spleen"), channels=("MRI",))
+    assert check(folder, tmp_path / "w", options=told).ok
+    next(p for p in (folder / "images").iterdir()).write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        ensure(folder, tmp_path / "w")
+    assert remembered(tmp_path / "w") == told
+    hint = command(
+        folder, tmp_path / "w", Options(told.spacing, told.classes, told.channels, quarantine=True)
+    )
+    assert "--classes liver,spleen --channels MRI --quarantine --out" in hint and hint in str(error.value)

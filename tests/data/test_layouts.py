@@ -9,7 +9,7 @@ from seguro.core.errors import DataError
 from seguro.data import phantom
 from seguro.data.layouts import list_cases
 from seguro.data.layouts.folder import class_name
-from seguro.data.layouts.naming import Person, lateral_pairs, person, read_annotated, read_patients
+from seguro.data.layouts.naming import Person, has_side, lateral_pairs, person, read_annotated, read_patients
 
 SMALL = {"shape": (3, 6, 7)}
 
@@ -225,6 +225,13 @@ def test_left_and_right_are_paired():
         ("left kidney", "right kidney"), ("Lung_L", "Lung_R"),
     )  # fmt: skip
     assert lateral_pairs(("left ventricle", "liver")) == ()
+    assert lateral_pairs(("rib_left_1", "rib_right_1", "rib_right_2")) == (("rib_left_1", "rib_right_1"),)
+
+
+@pytest.mark.parametrize("organ", ["ventricle", "atrium", "liver lobe", "lung upper lobe", "coronary artery"])
+def test_sides_that_are_no_mirror_twins_are_not_paired(organ):
+    assert lateral_pairs((f"left {organ}", f"right {organ}")) == ()
+    assert has_side(f"left {organ}") and not has_side(organ)
 
 
 def test_class_names_from_suffixes():

@@ -153,3 +153,101 @@ def test_ct_is_clipped_to_foreground_percentiles_only_in_hounsfield_units(tmp_pa
     assert (ct.low, ct.high) == pytest.approx((-49, 149), abs=0.2)  # 0.5 and 99.5 % of a uniform ramp
     assert _channel("CT", 0, [case(0)], []).scheme == "zscore"
     assert _channel("MRI", 0, [case(-1000)], []).scheme == "zscore"
+
+
+@pytest.mark.parametrize(
+    ("names", "mirror"),
+    [
+        (("liver", "spleen"), (2,)),
+        (("left kidney", "right kidney"), (2,)),
+        (("left kidney", "right kidney", "right ventricle"), ()),
+        (("left ventricle", "right ventricle"), ()),
+        (("kidney_l", "spleen"), ()),
+    ],
+)
+def test_mirroring_only_where_every_side_has_its_twin(tmp_path, names, mirror):
+    from seguro.data.layouts.msd import make_classes
+    from seguro.data.planner import _mirror
+
+    reasons: list[str] = []
+    classes = make_classes(tmp_path, list(enumerate(("background", *names))))
+    assert _mirror(classes, (0, 1, 2), reasons) == mirror
+    assert reasons[0].startswith("mirroring" if mirror else "no mirroring")
+
+
+def begun(tmp_path: Path, n: int = 4) -> tuple[Path, Path]:
+    """A planned data set with a run in its workspace."""
+    data = phantom.write_msd(tmp_path / "data", n_labelled=n, n_test=0)
+    api.plan(data, out=tmp_path / "w", options=SMALL)
+    (tmp_path / "w" / "runs" / "one").mkdir(parents=True)
+    (tmp_path / "w" / "runs" / "one" / "config.yaml").write_text("{}")
+    return data, tmp_path / "w"
+
+
+def test_new_splits_are_refused_where_runs_exist(tmp_path):
+    data, work = begun(tmp_path)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    write_json(data / "splits_final.json", [{"train": ids[:3], "val": ids[3:]}])
+    before = (work / "plan" / "plan.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"splits_final\.json(.|\n)*1 run"):
+        api.plan(data, out=work, options=SMALL)
+    assert (work / "plan" / "plan.json").read_bytes() == before
+
+
+def test_further_training_cases_replan_where_runs_exist_and_other_patients_do_not(tmp_path):
+    data, work = begun(tmp_path)
+    more = phantom.write_msd(tmp_path / "more", n_labelled=5, n_test=0)
+    for file in (p for f in ("imagesTr", "labelsTr") for p in (more / f).iterdir()):
+        if not (data / file.parent.name / file.name).exists():
+            (data / file.parent.name / file.name).write_bytes(file.read_bytes())
+    (data / "dataset.json").write_bytes((more / "dataset.json").read_bytes())
+    _, manifest, plan = api.plan(data, out=work, options=SMALL)
+    assert len(manifest.of("train")) == plan.fingerprint.n_cases == 5
+    write_patients(data, [(c.id, "p" + c.id[-1:], "s") for c in manifest.cases])
+    with pytest.raises(ConfigError, match="case/"):
+        api.plan(data, out=work, options=SMALL)
+
+
+def test_a_plan_is_made_anew_for_other_channel_names_and_units(tmp_path):
+    from functools import partial
+
+    from seguro.data import planner
+
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0)
+    work, manifest, first = api.plan(data, out=tmp_path / "w", options=SMALL)
+    ensure = partial(planner.ensure, work, options=SMALL, step_bytes=training_bytes)
+    named = manifest.model_copy(update={"channels": ("T1",)})
+    assert first.channels[0].name != "T1" and ensure(named).channels[0].name == "T1"
+    nominal = tuple(c.model_copy(update={"unit": "nominal mm"}) for c in manifest.cases)
+    assert first.unit == "mm" and ensure(named.model_copy(update={"cases": nominal})).unit == "nominal mm"
+
+
+def test_a_workspace_plans_on_after_the_data_with_splits_moved(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=0)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    write_json(data / "splits_final.json", [{"train": ids[:3], "val": ids[3:]}])
+    work, _, plan = api.plan(data, out=tmp_path / "w", options=SMALL)
+    data.rename(tmp_path / "elsewhere")
+    assert api.plan(work, options=SMALL)[2] == plan
+
+
+def test_splits_that_changed_since_the_check_are_not_planned_from(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=0)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    write_json(data / "splits_final.json", [{"train": ids[:3], "val": ids[3:]}])
+    work, _, _ = api.plan(data, out=tmp_path / "w", options=SMALL)
+    (work / "plan" / "stage.json").unlink()
+    write_json(data / "splits_final.json", [{"train": ids[1:], "val": ids[:1]}])
+    with pytest.raises(DataError, match=r"splits_final\.json: changed since the check"):
+        api.plan(work, options=SMALL)
+    assert api.plan(data, out=work, options=SMALL)[2].folds[0].validation == (ids[0],)
+
+
+def test_a_patient_at_two_sites_costs_only_the_folds_of_these_sites(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=5, n_test=0)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    people = [("p0", "a"), ("p0", "b"), ("p1", "a"), ("p2", "c"), ("p3", "c")]
+    write_patients(data, [(c, *who) for c, who in zip(ids, people, strict=True)])
+    _, _, plan = api.plan(data, out=tmp_path / "w", options=SMALL)
+    assert [f.name for f in plan.folds if f.name.startswith("site-")] == ["site-c"]
+    assert sum("no fold leaves site" in r and "patient p0" in r for r in plan.reasons) == 2

@@ -317,13 +317,14 @@ def test_row_13_one_image_under_two_patients(tmp_path, data):
     assert errors(data, tmp_path) == {}
 
 
-def test_row_13_one_image_at_two_sites_is_a_warning(tmp_path, data):
+def test_row_13_one_image_at_two_sites(tmp_path, data):
     copy(data, "imagesTr/case_000.nii.gz", "imagesTr/case_001.nii.gz")
-    (data / "patients.csv").write_text(
-        "id,patient,site\ncase_000,p,x\ncase_001,q,y\ncase_002,r,x\ncase_003,s,x\n"
-    )
+    table = "id,patient,site\ncase_000,p,x\ncase_001,{},y\ncase_002,r,x\ncase_003,s,x\n"
+    (data / "patients.csv").write_text(table.format("p"))
     report = check(data, tmp_path / "w")
     assert report.ok and any("at two sites (x and y)" in p.message for p in report.warnings)
+    (data / "patients.csv").write_text(table.format("q"))  # by patient they would be in two folds
+    assert "two patients (p and q)" in errors(data, tmp_path)["case_001"]
 
 
 # rows 14 and 15

@@ -7,7 +7,7 @@ listed).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +18,7 @@ from seguro.cli.terminal import AsJson, DryRun, console, finish
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from seguro.data.check import CheckReport, Options
+    from seguro.data.check import CheckReport
 
 SHOWN = 6
 """Problems of one kind that are printed; all of them are in problems.json."""
@@ -53,7 +53,9 @@ def check(
     patients: Annotated[
         Path | None, typer.Option(help="CSV file with the columns id,patient and perhaps site.")
     ] = None,
-    quarantine: Annotated[bool, typer.Option("--quarantine", help="Leave bad cases out and go on.")] = False,
+    quarantine: Annotated[
+        bool | None, typer.Option("--quarantine/--no-quarantine", help="Leave bad cases out and go on.")
+    ] = None,
     repair: Annotated[str | None, typer.Option(help="nan=min: replace NaN and infinite voxels.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read and hash every file again.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Files read at once.")] = 2,
@@ -61,15 +63,24 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check the folder and print what was found; see the module's text."""
+    from rich.markup import escape
+
     from seguro.api import is_workspace, workspace_of
     from seguro.cli.progress import counting
     from seguro.data.check import check as run
+    from seguro.data.check_options import FILE as OPTIONS
+    from seguro.data.check_options import Options, command, remembered
     from seguro.data.layouts import list_cases
     from seguro.data.manifest import load
 
-    options = _options(spacing, classes, channels, patients, quarantine=quarantine, repair=repair)
+    given = _given(spacing, classes, channels, patients, quarantine=quarantine, repair=repair)
     text = console(as_json)
     workspace = workspace_of(data, out)
+    last = remembered(workspace)
+    options = replace(last, **given)
+    if kept := {k: v for k, v in last.said().items() if k not in given}:
+        words = " ".join(Options(**kept).arguments())
+        text.print(escape(f"as in the last check here: {words} ({workspace / 'check' / OPTIONS} keeps them)"))
     if out is None and is_workspace(data):
         data = Path(load(data).root)
     if dry_run:
@@ -84,39 +95,42 @@ def check(
     with counting(text, "reading files") as progress:
         report = run(data, workspace, options=options, progress=progress, verify=verify, jobs=jobs)
     _show(text, report, workspace)
-    finish(text, result=_result(report, workspace), as_json=as_json, then=_next(report, data, out))
+    # bad cases can be left out only where good ones are left
+    rest = replace(options, quarantine=any(c.label for c in report.manifest.cases))
+    then = _next(report, out) if report.ok else command(data, workspace, rest)
+    finish(text, result=_result(report, workspace), as_json=as_json, then=then)
     if not report.ok:
         raise typer.Exit(2)
 
 
-def _options(
+def _given(
     spacing: str | None,
     classes: str | None,
     channels: str | None,
     patients: Path | None,
     *,
-    quarantine: bool,
+    quarantine: bool | None,
     repair: str | None,
-) -> Options:
-    """Return the options as typed values; ConfigError for what cannot be."""
+) -> dict[str, Any]:
+    """Return the options that were given, as typed values; ConfigError for what cannot be."""
     from seguro.core.errors import ConfigError
-    from seguro.data.check import Options
     from seguro.data.manifest import parse_spacing
 
     if repair not in (None, "nan=min"):
         raise ConfigError(f"--repair {repair}: only nan=min is known")
-    return Options(
-        spacing=parse_spacing(spacing) if spacing else None,
-        classes=_names(classes),
-        channels=_names(channels),
-        patients=patients,
-        quarantine=quarantine,
-        repair="nan=min" if repair else None,
-    )
+    values = {
+        "spacing": parse_spacing(spacing) if spacing else None,
+        "classes": _names(classes) if classes is not None else None,
+        "channels": _names(channels) if channels is not None else None,
+        "patients": patients,
+        "quarantine": quarantine,
+        "repair": repair,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _names(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _show(out: Console, report: CheckReport, workspace: Path) -> None:
@@ -184,15 +198,11 @@ def _span(values: list[float]) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def _next(report: CheckReport, data: Path, out: Path | None) -> str:
-    """Return the command to run next."""
+def _next(report: CheckReport, out: Path | None) -> str:
+    """Return the command that goes on with usable data."""
     import shlex
 
-    place = f" --out {shlex.quote(str(out))}" if out is not None else ""
-    if report.ok:
-        return report.recommendation.command + place
-    again = f"seguro check {shlex.quote(str(data))}"
-    return f"{again} --quarantine{place}" if any(c.label for c in report.manifest.cases) else again + place
+    return report.recommendation.command + (f" --out {shlex.quote(str(out))}" if out is not None else "")
 
 
 def _result(report: CheckReport, workspace: Path) -> dict[str, Any]:

@@ -137,6 +137,8 @@ class Manifest(Record):
     classes: Classes | None
     """None when no case has a label."""
     cases: tuple[Case, ...]
+    splits_sha256: str | None = None
+    """Hash of the data set's own splits_final.json, None where it has none."""
     repair: Literal["nan=min"] | None = None
     """NaN and infinite voxels while reading: refused, or replaced by the smallest finite value."""
     excluded: tuple[Excluded, ...] = ()

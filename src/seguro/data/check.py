@@ -6,17 +6,19 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import joblib
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_json, write_json
+from seguro.core.files import read_json, sha256_file, write_json
 from seguro.core.stage import STAGE_FILE, Stage
-from seguro.core.types import Case, Classes, Excluded, FileFact, Manifest, ThreeF
+from seguro.core.types import Case, Classes, Excluded, FileFact, Manifest
 from seguro.data import manifest as manifests
+from seguro.data.check_options import Options, command, remember, remembered
 from seguro.data.classes import decide, known_values
 from seguro.data.cohort import across, all_empty, group
+from seguro.data.folds import SPLITS
 from seguro.data.inspection import Inspection, inspect, unknown_values
 from seguro.data.layouts import Listing, Problem, list_cases, some
 from seguro.data.layouts.naming import (
@@ -33,23 +35,6 @@ from seguro.data.recommendation import Recommendation, recommend
 SCHEMA = 1
 PROBLEMS_FILE = "problems.json"
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user may say about the data."""
-
-    spacing: ThreeF | None = None
-    """(z, y, x) in mm, for files that state none."""
-    classes: tuple[str, ...] = ()
-    """Foreground names for folders without a description: in rising order of the values, or "value=name"."""
-    channels: tuple[str, ...] = ()
-    """Channel names for folders without a description."""
-    patients: Path | None = None
-    """CSV file with the columns id, patient and perhaps site and split (train, test, unlabelled)."""
-    quarantine: bool = False
-    """Leave bad cases out instead of refusing the folder."""
-    repair: Literal["nan=min"] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,13 +88,14 @@ def check(
     target = out / "check"
     stage = Stage(target, "check", reads=_reads(listing, options), config=_config(options), schema=SCHEMA)
     if not verify and stage.done():
-        return _reuse(target, folder)
+        return _reuse(target, folder, stage, write=write)
     inspections = _inspect_all(listing, options, progress, jobs)
     report = _report(listing, inspections, options, folder)
     if verify:
         report = _compare(report, target)
     if write:
-        _write(report, target, stage, options)
+        remember(out, options)
+        _write(report, target, stage)
     return report
 
 
@@ -128,7 +114,7 @@ def ensure(
     Images that stand twice among the training cases, under two patients, are left out once and said: a fold
     would otherwise validate on a training image. Every other error refuses the folder.
 
-    Without `options` those of the last successful check in the workspace hold, so that what `seguro check`
+    Without `options` those of the last check in the workspace hold, so that what `seguro check`
     was told (quarantine, spacing, class names, ...) needs not be said again.
 
     Raises:
@@ -147,24 +133,8 @@ def ensure(
     more = f"\n  and {len(report.errors) - 10} more" if len(report.errors) > 10 else ""
     raise DataError(
         f"{folder}: {len(report.errors)} problems in the data:\n" + "\n".join(lines) + more + "\n"
-        f"mend them, or leave the bad cases out with: seguro check {folder} --quarantine"
-    )
-
-
-def remembered(workspace: Path) -> Options:
-    """Return the options of the last successful check in the workspace, or the defaults."""
-    path = workspace / "check" / STAGE_FILE
-    if not path.exists():
-        return Options()
-    stage = read_json(path)
-    config, patients = stage["config"], stage["recorded"].get("patients")
-    return Options(
-        spacing=tuple(config["spacing"]) if config["spacing"] else None,
-        classes=tuple(config["classes"]),
-        channels=tuple(config["channels"]),
-        patients=Path(patients) if patients else None,
-        quarantine=bool(config["quarantine"]),
-        repair=config["repair"],
+        "mend them, or leave the bad cases out with: "
+        + command(folder, workspace, replace(options, quarantine=True))
     )
 
 
@@ -191,15 +161,24 @@ def _stamp(path: Path) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def _reuse(target: Path, folder: Path) -> CheckReport:
-    """Return the report of the last check."""
-    manifest = manifests.load(target / manifests.FILE, data_root=folder)
+def _reuse(target: Path, folder: Path, stage: Stage, *, write: bool) -> CheckReport:
+    """Return the report of the last check; a new place of the data and new splits go into the manifest."""
+    path = target / manifests.FILE
+    before = manifests.load(path)
+    root = folder.resolve()
+    manifest = before.model_copy(update={"root": str(root), "splits_sha256": _splits(root)})
+    if write and manifest != before:
+        stage.finish([manifests.save(manifest, path), target / PROBLEMS_FILE])
     content = read_json(target / PROBLEMS_FILE)
     errors, warnings = (tuple(Problem(**p) for p in content[k]) for k in ("errors", "warnings"))
     return CheckReport(manifest, errors, warnings, recommend(manifest, str(folder)), bool(errors))
 
 
-def _write(report: CheckReport, target: Path, stage: Stage, options: Options) -> None:
+def _splits(root: Path) -> str | None:
+    return sha256_file(root / SPLITS) if (root / SPLITS).exists() else None
+
+
+def _write(report: CheckReport, target: Path, stage: Stage) -> None:
     content = {"errors": [asdict(p) for p in report.errors], "warnings": [asdict(p) for p in report.warnings]}
     (target / STAGE_FILE).unlink(missing_ok=True)
     write_json(target / PROBLEMS_FILE, content)
@@ -207,8 +186,7 @@ def _write(report: CheckReport, target: Path, stage: Stage, options: Options) ->
         (target / manifests.FILE).unlink(missing_ok=True)  # of an earlier check, no longer true
         return
     path = manifests.save(report.manifest, target / manifests.FILE)
-    patients = str(options.patients.resolve()) if options.patients else None
-    stage.finish([path, target / PROBLEMS_FILE], patients=patients)
+    stage.finish([path, target / PROBLEMS_FILE])
 
 
 def _compare(report: CheckReport, target: Path) -> CheckReport:
@@ -282,6 +260,7 @@ def _report(listing: Listing, inspections: list[Inspection], options: Options, f
         classes=classes,
         cases=cases,
         repair=options.repair,
+        splits_sha256=_splits(listing.root),
         excluded=_excluded(errors),
         warnings=tuple(p.line() for p in grouped),
     )
@@ -323,10 +302,13 @@ def _label_values(inspections: Sequence[Inspection], classes: Classes, mask_name
 
 
 def _split_as_told(listing: Listing, options: Options) -> Listing:
-    """Return the listing with the splits that the table of patients gives."""
+    """Return the listing with the splits that the table of patients gives; "unlabelled" hides a label."""
     table = _table(listing, options)
-    told = [(f, table[f.id].split if f.id in table else None) for f in listing.found]
-    return replace(listing, found=tuple(replace(f, split=split) if split else f for f, split in told))
+    found = []
+    for f in listing.found:
+        split = (table[f.id].split if f.id in table else None) or f.split
+        found.append(replace(f, split=split, labels=() if split == "unlabelled" else f.labels))
+    return replace(listing, found=tuple(found))
 
 
 def _table(listing: Listing, options: Options) -> dict[str, Person]:
@@ -401,3 +383,6 @@ def _excluded(errors: Iterable[Problem]) -> tuple[Excluded, ...]:
         if problem.case:
             reasons[problem.case].append(problem.message)
     return tuple(Excluded(id=case, reason="; ".join(reasons[case])) for case in sorted(reasons))
+
+
+__all__ = ["CheckReport", "Options", "check", "ensure", "remembered"]

@@ -35,25 +35,25 @@ def by_patient(cases: Sequence[Case], *, n: int, seed: int) -> tuple[Fold, ...]:
     return tuple(folds)
 
 
-def by_site(cases: Sequence[Case]) -> tuple[Fold, ...]:
+def by_site(cases: Sequence[Case]) -> tuple[tuple[Fold, ...], dict[str, str]]:
     """Return one fold per site that has labels, which validates on that site; none when there is one site.
 
-    Raises:
-        DataError: a patient with scans at two sites, who would be on both sides.
+    A site with a patient who has scans elsewhere too, and so would be on both sides, gets no fold; the second
+    value names such a patient for each of these sites.
     """
     labelled = [c for c in cases if c.label is not None]
     unlabelled = [c for c in cases if c.label is None]
+    patient = {c.id: c.patient for c in cases}
+    folds, skipped = [], {}
     sites = sorted({c.site for c in labelled})
-    if len(sites) < 2:
-        return ()
-    where: dict[str, str] = {}
-    for c in labelled:
-        if where.setdefault(c.patient, c.site) != c.site:
-            raise DataError(
-                f"patient {c.patient} has scans at sites {where[c.patient]} and {c.site}: "
-                "leave-one-site-out would test on a training patient; correct patients.csv"
-            )
-    return tuple(_fold(f"site-{s}", labelled, unlabelled, partial(_is_at, s)) for s in sites)
+    for site in sites if len(sites) > 1 else []:
+        fold = _fold(f"site-{site}", labelled, unlabelled, partial(_is_at, site))
+        shared = {patient[i] for i in fold.train} & {patient[i] for i in fold.validation}
+        if shared:
+            skipped[site] = min(shared)
+        else:
+            folds.append(fold)
+    return tuple(folds), skipped
 
 
 def _fold(

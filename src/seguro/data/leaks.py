@@ -21,7 +21,7 @@ class Leak:
 
 
 def find_leaks(inspections: Sequence[Inspection], people: Mapping[str, Person]) -> Iterator[Leak]:
-    """Yield every repeated image: an error across splits or patients, a warning across sites or in a patient.
+    """Yield every repeated image: an error across splits or patients, a warning within a patient.
 
     Args:
         inspections: of all cases; those with errors are passed over.
@@ -49,12 +49,12 @@ def _leak(keep: Inspection, other: Inspection, people: Mapping[str, Person]) -> 
     if keep.found.split != other.found.split:
         text = f"{text}, in two splits ({keep.found.split} and {other.found.split}); remove one of them"
         return Leak(Problem("leak", other.found.id, text), True)
-    if a.site != b.site:
-        return Leak(Problem("leak", other.found.id, f"{text}, at two sites ({a.site} and {b.site})"), False)
     if a.patient != b.patient:
         text = (
             f"{text}, under two patients ({a.patient} and {b.patient}); remove one, or say in patients.csv "
             "that they are one patient"
         )
         return Leak(Problem("duplicate", other.found.id, text), True)
+    if a.site != b.site:
+        return Leak(Problem("leak", other.found.id, f"{text}, at two sites ({a.site} and {b.site})"), False)
     return Leak(Problem("leak", other.found.id, f"{text}, of the same patient"), False)

@@ -15,6 +15,7 @@ from seguro.core.stage import STAGE_FILE, Stage
 from seguro.core.types import UNKNOWN, Classes, Manifest, Record, ThreeF
 from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
+from seguro.data.layouts.naming import has_side
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
 
 ANISOTROPIC = 3.0
@@ -229,33 +230,45 @@ def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[
 
 
 def _mirror(classes: Classes, axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
-    words = {w for name in classes.names for w in name.lower().replace("_", " ").replace("-", " ").split()}
-    if classes.pairs:
-        reasons.append("mirroring left-right, with the declared lateral pairs exchanged")
-    elif {"left", "right"} & words:
-        reasons.append("no mirroring: a class is named left or right and no lateral pair is declared")
+    paired = {name for pair in classes.pairs for name in pair}
+    one_sided = [name for name in classes.foreground if has_side(name) and name not in paired]
+    if 2 not in axes:
+        reasons.append("no mirroring: the slices run along x, left and right are not in the plane")
         return ()
-    else:
-        reasons.append("mirroring left-right")
-    return tuple(a for a in axes if a == 2)
+    if one_sided:
+        reasons.append(f"no mirroring: {', '.join(one_sided)} has a side but no mirror twin here")
+        return ()
+    twins = ", ".join(f"{a} / {b}" for a, b in classes.pairs)
+    reasons.append("mirroring left-right" + (f", exchanging {twins}" if twins else ""))
+    return (2,)
 
 
 def _folds(manifest: Manifest, options: PlanOptions, reasons: list[str]) -> tuple[Fold, ...]:
     cases = (*manifest.of("train"), *manifest.of("unlabelled"))
-    own = Path(manifest.root) / SPLITS
-    if own.exists():
+    if manifest.splits_sha256 is not None:
         reasons.append(f"folds: as {SPLITS} of the data set says")
-        folds = from_file(own, cases)
+        folds = from_file(_own_splits(manifest), cases)
     else:
         folds = by_patient(cases, n=options.folds, seed=options.seed)
         patients = len({c.patient for c in cases if c.label is not None})
         reasons.append(f"folds: {len(folds)} by patient ({patients} patients)")
         if patients < 2:
             reasons.append("one labelled patient only: the fold validates on its own training cases")
-    sites = by_site(cases)
+    sites, skipped = by_site(cases)
     if sites:
         reasons.append(f"folds: {len(sites)} more, each leaving one site out")
+    for site, patient in skipped.items():
+        reasons.append(f"no fold leaves site {site} out: patient {patient} has scans at another site too")
     return (*folds, *sites)
+
+
+def _own_splits(manifest: Manifest) -> Path:
+    """Return the data set's own splits file, as it was at the check."""
+    path = Path(manifest.root) / SPLITS
+    if not path.exists() or sha256_file(path) != manifest.splits_sha256:
+        what = "changed since the check" if path.exists() else "is not there any more"
+        raise DataError(f"{path}: {what}; run seguro check on the data folder again")
+    return path
 
 
 def _blank(manifest: Manifest) -> Fingerprint:
@@ -304,13 +317,14 @@ def ensure(
     path = folder / "plan.json"
     options = remembered(workspace, options)
     cases = (*manifest.of("train"), *manifest.of("unlabelled"))
-    splits = Path(manifest.root) / SPLITS
     reads = {f"case/{c.id}": c.hash for c in cases}
-    if splits.exists():
-        reads[SPLITS] = sha256_file(splits)
+    if manifest.splits_sha256 is not None:
+        reads[SPLITS] = manifest.splits_sha256
     config: dict[str, Any] = options.model_dump() | {
         "classes": manifest.classes.model_dump() if manifest.classes else None,
-        "patients": {c.id: [c.patient, c.site] for c in cases},
+        "channels": list(manifest.channels),
+        "unlabelled": [c.id for c in manifest.of("unlabelled")],
+        **{f"case/{c.id}": [c.patient, c.site, c.unit] for c in cases},
     }
     stage = Stage(folder, "plan", reads=reads, config=config, schema=SCHEMA)
     before = stage.previous()
@@ -325,7 +339,7 @@ def ensure(
             f"{path}: edited by hand, but cases or options changed:\n  {difference}\n"
             "remove the file to plan anew, or use another --out"
         )
-    changed = [line for line in stage.difference() if line.startswith("config.")]
+    changed = _other_choices(stage)
     runs = sorted(p.parent.name for p in (workspace / "runs").glob("*/config.yaml"))
     if before is not None and changed and runs:
         raise ConfigError(
@@ -339,6 +353,15 @@ def ensure(
     write_json(path, plan.model_dump(mode="json"))
     stage.finish([path])
     return plan
+
+
+def _other_choices(stage: Stage) -> list[str]:
+    """Return what differs from the last plan beside the cases: further ones, fewer, or labels for some."""
+    before = (stage.previous() or {}).get("config", {})
+    cases = {name for name in set(before) ^ set(stage.config) if name.startswith("case/")} | {"unlabelled"}
+    free = tuple(f"config.{name}:" for name in cases)
+    guarded = ("config.", f"reads.{SPLITS}:")
+    return [line for line in stage.difference() if line.startswith(guarded) and not line.startswith(free)]
 
 
 def remembered(workspace: Path, options: PlanOptions | None = None) -> PlanOptions:

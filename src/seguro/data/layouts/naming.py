@@ -23,6 +23,19 @@ _PATIENT = (
 )
 _SITE = re.compile(r"^(site[^_]+)_", re.I)
 _SIDES = (("left", "right"), ("lh", "rh"), ("l", "r"))
+_TWINS = frozenset(
+    """accumbens, accumbens area, acetabulum, adrenal, adrenal gland, amygdala, ankle, arm, autochthon,
+    breast, caudate, caudate nucleus, cerebellar hemisphere, cerebellum cortex, cerebellum exterior,
+    cerebellum white matter, cerebral cortex, cerebral hemisphere, cerebral white matter, clavicle, clavicula,
+    cochlea, ear, elbow, eye, eyeball, femoral head, femur, fibula, foot, globe, gluteus maximus,
+    gluteus medius, gluteus minimus, hand, hemisphere, hip, hip bone, hippocampus, humeral head, humerus,
+    iliopsoas, ilium, inner ear, kidney, knee, lacrimal gland, lateral ventricle, leg, lens, lung, mandible,
+    mastoid, nucleus accumbens, optic nerve, ovary, pallidum, parotid, parotid gland, patella, psoas, putamen,
+    radius, retina, rib, scapula, shoulder, submandibular gland, temporal lobe, testicle, testis, thalamus,
+    thalamus proper, tibia, tmj, tonsil, ulna, ureter, ventral dc, wrist""".replace("\n    ", " ").split(", ")
+)
+"""Organs of which the left one is the mirror image of the right one. Ventricles and atria of the heart, lobes
+of lung and liver, and most vessels are not: there the sides differ in more than place."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ def person(case: str, site: str | None, table: dict[str, Person]) -> Person:
 
     Example:
         >>> person("patient007_frame01", None, {})
-        Person(patient='patient007', site='site1')
+        Person(patient='patient007', site='site1', split=None)
     """
     prefix = _SITE.match(case)
     named = site or (prefix.group(1) if prefix else "site1")
@@ -107,16 +120,35 @@ def read_annotated(path: Path, names: tuple[str, ...]) -> dict[str, tuple[str, .
 def lateral_pairs(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return the (left, right) pairs among class names: equal but for left and right, lh and rh, l and r.
 
+    Only organs that are known to be mirror twins are paired, since mirroring exchanges the two of a pair.
+
     Example:
-        >>> lateral_pairs(("liver", "right kidney", "left kidney"))
+        >>> lateral_pairs(("liver", "right kidney", "left kidney", "left ventricle", "right ventricle"))
         (('left kidney', 'right kidney'),)
     """
-    words = {name: re.split(r"[\s_\-.]+", name.lower()) for name in names}
+    words = {name: _words(name) for name in names}
     pairs = []
     for left, right in _SIDES:
         for a in names:
-            if left not in words[a]:
+            if left not in words[a] or _organ(words[a]) not in _TWINS:
                 continue
             swapped = [right if w == left else w for w in words[a]]
             pairs += [(a, b) for b in names if words[b] == swapped]
     return tuple(pairs)
+
+
+def has_side(name: str) -> bool:
+    """Return whether a class name says left or right, lh or rh, l or r, as a word of its own."""
+    return any(side in _words(name) for pair in _SIDES for side in pair)
+
+
+def _words(name: str) -> list[str]:
+    return re.split(r"[\s_\-.]+", name.lower())
+
+
+def _organ(words: list[str]) -> str:
+    """Return the words without sides and numbers: "rib" of rib_left_1."""
+    sides = {side for pair in _SIDES for side in pair}
+    kept = " ".join(w for w in words if w not in sides and not w.isdigit())
+    singular = kept.removesuffix("s")
+    return singular if singular in _TWINS else kept
