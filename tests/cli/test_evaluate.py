@@ -175,3 +175,52 @@ def test_predictions_of_another_task_are_refused(workspace):
     (predictions / "predictions.json").write_text(text.replace('"organ"', '"lung"'))
     with pytest.raises(DataError, match=r"lung.*organ"):
         evaluate_folder(predictions, n_jobs=1)
+
+
+def test_a_truth_that_changed_after_scoring_is_noticed(workspace):
+    space, predictions = workspace
+    evaluate_folder(predictions, n_jobs=1)
+    write(space.parent / "data" / "labels" / "c1.nii.gz", 3)
+    again = evaluate_folder(predictions, n_jobs=1)
+    assert not again.skipped
+    assert len(again.faults) == 1 and "c1" in again.faults[0] and "changed since" in again.faults[0]
+
+
+REGIONS = {"names": ["organ"], "values": [[3]], "regions": True, "paint": [3]}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true"),
+    [
+        (REGIONS, None),  # file value 3 of an exclusive class must not become region value 3 or back
+        (None, REGIONS),
+        (REGIONS, REGIONS | {"values": [[1, 3]]}),
+    ],
+)
+def test_regions_are_not_mixed_with_exclusive_classes_or_other_regions(workspace, predicted, true):
+    space, predictions = workspace
+    for path, classes in (
+        (predictions / "predictions.json", predicted),
+        (space / "check/manifest.json", true),
+    ):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content | ({"classes": classes} if classes else {})))
+    with pytest.raises(DataError, match=r"predicts .*organ \(3\), the truth has .*organ"):
+        evaluate_folder(predictions, n_jobs=1)
+
+
+def test_dry_run_writes_nothing_and_prints_json(workspace, capsys):
+    _, predictions = workspace
+    assert main(["evaluate", str(predictions), "--dry-run", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["cases"] == [f"c{i}" for i in range(6)] and not content["skipped"]
+    assert not (predictions / "scores").exists()
+
+
+def test_data_root_finds_moved_files(workspace, tmp_path):
+    _, predictions = workspace
+    (tmp_path / "data").rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="nothing could be scored"):
+        evaluate_folder(predictions, n_jobs=1)
+    code = main(["evaluate", str(predictions), "--data-root", str(tmp_path / "moved"), "--jobs", "1"])
+    assert code == 0 and len(read_csv(predictions / "scores" / "scores.csv")) > 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seguro.cli.scoring import Evaluation, evaluate_folder, summary_json
-from seguro.cli.terminal import AsJson, Seed, console, finish
+from seguro.cli.scoring import Evaluation, Task, evaluate_folder, summary_json, task_of
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import ScoreRow
 from seguro.evaluation import METRICS
@@ -34,26 +34,34 @@ def evaluate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Bring predictions on another grid to the truth's.")
     ] = False,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the workspace's files lie now, if they were moved.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Threads over cases; -1: one per core.")] = -1,
     seed: Seed = 0,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the command."""
     if split not in (None, "train", "test"):
         raise ConfigError(f"--split {split}: expected train or test")
-    result = evaluate_folder(
-        predictions,
-        data=data,
-        truth=truth,
-        out=out,
-        tolerance_mm=tolerance,
-        metrics=[m.strip() for m in metrics.split(",") if m.strip()],
-        split="train" if split == "train" else "test" if split == "test" else None,
-        resample=resample,
-        seed=seed,
-        n_jobs=jobs,
-    )
+    options: dict[str, Any] = {
+        "data": data,
+        "data_root": data_root,
+        "truth": truth,
+        "out": out,
+        "tolerance_mm": tolerance,
+        "metrics": [m.strip() for m in metrics.split(",") if m.strip()],
+        "split": split,
+        "resample": resample,
+        "seed": seed,
+    }
     text = console(as_json)
+    if dry_run:
+        task = task_of(predictions, **options)
+        finish(text, result=_planned(text, task), as_json=as_json)
+        return
+    result = evaluate_folder(predictions, n_jobs=jobs, **options)
     _print(text, result)
     run = next((p for p in result.folder.resolve().parents if p.parent.name == "runs"), None)
     finish(
@@ -73,6 +81,23 @@ def evaluate(
     )
     if result.faults:
         raise typer.Exit(DataError.exit_code)
+
+
+def _planned(text: Console, task: Task) -> dict[str, Any]:
+    """Print what would be scored, and return it as JSON values."""
+    missing = [j.id for j in task.jobs if j.prediction is None]
+    done = task.stage.done()
+    text.print(
+        f"would score {len(task.jobs)} cases ({len(missing)} without a prediction) into {task.stage.folder}"
+        + (": the same scores are there already" if done else ""),
+        markup=False,
+    )
+    return {
+        "folder": str(task.stage.folder),
+        "cases": [j.id for j in task.jobs],
+        "missing": missing,
+        "skipped": done,
+    }
 
 
 def _short(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from seguro.core.errors import ConfigError, DataError, GeometryError
 from seguro.core.files import read_json, sha256_file
-from seguro.core.types import Case, Classes, Excluded, Grid, Manifest, ThreeF, Unit, Volume
+from seguro.core.types import Case, Classes, Excluded, FileFact, Grid, Manifest, ThreeF, Unit, Volume
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,8 @@ class Job:
     """Returns the truth, with the file values of the task's classes."""
     sha256: tuple[str, ...]
     """What the truth's files must hash to."""
+    content: tuple[str, ...]
+    """What they hash to now; "missing" for one that is not there."""
     prediction: Path | None
     probabilities: Path | None = None
     annotated: tuple[str, ...] | None = None
@@ -195,12 +197,22 @@ def _job(case: Case, manifest: Manifest, found: Predictions) -> Job:
         str(Path(manifest.root) / labels[0].path),
         partial(_read_truth, case, manifest),
         tuple(f.sha256 for f in labels),
+        tuple(_content(Path(manifest.root) / f.path, f) for f in labels),
         found.files.get(case.id),
         found.probabilities.get(case.id),
         case.annotated,
         case.spacing,
         case.unit,
     )
+
+
+def _content(path: Path, fact: FileFact) -> str:
+    """Return the hash of a file, read again only where size or time are not those of the check."""
+    if not path.is_file():
+        return "missing"
+    now = path.stat()
+    same = (now.st_size, now.st_mtime_ns) == (fact.size, fact.mtime_ns)
+    return fact.sha256 if same else sha256_file(path)
 
 
 def _read_truth(case: Case, manifest: Manifest) -> Volume:
@@ -264,11 +276,13 @@ def jobs_from_folder(truth: Path, found: Predictions) -> tuple[list[Job], Classe
             "site1",
             str(path),
             partial(formats.read_label, path),
-            (sha256_file(path),),
+            (digest,),
+            (digest,),
             found.files.get(i),
             found.probabilities.get(i),
         )
         for i, path in sorted(labels.items())
+        for digest in (sha256_file(path),)
     ]
     return jobs, classes, excluded
 

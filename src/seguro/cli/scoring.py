@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from seguro.cli.classmatch import read_probabilities, refuse_other_classes, translated
 from seguro.cli.references import (
     Job,
     Predictions,
@@ -24,9 +25,6 @@ from seguro.core.types import Classes, Excluded, ScoreRow, Unit, Warnings
 from seguro.evaluation import CONVENTIONS, METRICS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from seguro.evaluation.statistics import SummaryRow
 
 SCHEMA = 1
@@ -62,10 +60,40 @@ class Evaluation:
     """Whether the same scores were there already."""
 
 
-def evaluate_folder(
+@dataclass(frozen=True)
+class Task:
+    """What is to be scored, resolved: the stage's key covers all of it."""
+
+    stage: Stage
+    jobs: list[Job]
+    found: Predictions
+    classes: Classes
+    excluded: list[Excluded]
+
+
+def evaluate_folder(predictions: Path, *, n_jobs: int = -1, **options: Any) -> Evaluation:
+    """Score every labeled case that the predictions answer for, and write scores.csv and summary.json.
+
+    Args:
+        predictions: folder written by predict, or any folder of label files named by case.
+        n_jobs: threads over cases; -1 means one per core. Scores do not depend on it.
+        options: as for `task_of`, which also says what is raised.
+
+    Raises:
+        GeometryError: predictions on another grid; the first few are shown.
+    """
+    task = task_of(predictions, **options)
+    with locked(task.stage.folder):
+        if task.stage.done():
+            return _load(task.stage.folder, task.classes)
+        return _score(task.stage, task.jobs, task.found, task.classes, task.excluded, n_jobs)
+
+
+def task_of(
     predictions: Path,
     *,
     data: Path | None = None,
+    data_root: Path | None = None,
     truth: Path | None = None,
     out: Path | None = None,
     tolerance_mm: float = 2.0,
@@ -73,14 +101,14 @@ def evaluate_folder(
     split: Literal["train", "test"] | None = None,
     resample: bool = False,
     seed: int = 0,
-    n_jobs: int = -1,
-) -> Evaluation:
-    """Score every labeled case that the predictions answer for, and write scores.csv and summary.json.
+) -> Task:
+    """Return what `evaluate_folder` would score; nothing is written.
 
     Args:
         predictions: folder written by predict, or any folder of label files named by case.
         data: workspace, or the dataset's folder whose workspace lies in the current folder; by default the
             workspace that `predictions` lies in.
+        data_root: where the workspace's files lie now, if they were moved.
         truth: folder of reference labels with the same stems, instead of `data`.
         out: where to write; by default "scores" inside a folder written by predict, else
             ./<name>.seguro/scores.
@@ -90,12 +118,10 @@ def evaluate_folder(
             (docs/conventions.md).
         resample: bring a prediction on another grid to the truth's (nearest voxel); else that is an error.
         seed: of the bootstrap.
-        n_jobs: threads over cases; -1 means one per core. Scores do not depend on it.
 
     Raises:
         ConfigError: unknown metric, no truth to be found, bad tolerance.
         DataError: nothing to score, or classes that do not fit.
-        GeometryError: predictions on another grid; the first few are shown.
     """
     from seguro.evaluation.scores import check_metrics
 
@@ -106,21 +132,19 @@ def evaluate_folder(
         raise ConfigError(
             "give the truth once: --data (a workspace or dataset) or --truth (a folder of labels)"
         )
+    if data_root is not None and truth is not None:
+        raise ConfigError("--data-root is where a workspace's files lie; it says nothing of --truth FOLDER")
     found = find_predictions(predictions)
     if truth is not None:
         jobs, classes, excluded = jobs_from_folder(truth, found)
     else:
-        jobs, classes, excluded = jobs_from_manifest(manifest_for(found.folder, data), found, split)
-    if found.classes is not None and set(found.classes.foreground) != set(classes.foreground):
-        raise DataError(
-            f"{predictions}: predicts the classes {', '.join(found.classes.foreground)}, the truth has "
-            f"{', '.join(classes.foreground)}; evaluate against the dataset these predictions are of"
+        jobs, classes, excluded = jobs_from_manifest(
+            manifest_for(found.folder, data, data_root), found, split
         )
+    if found.classes is not None:
+        refuse_other_classes(found.classes, classes, predictions)
     stage = _stage(found, jobs, classes, excluded, out, tolerance_mm, metrics, resample, seed)
-    with locked(stage.folder):
-        if stage.done():
-            return _load(stage.folder, classes)
-        return _score(stage, jobs, found, classes, excluded, n_jobs)
+    return Task(stage, jobs, found, classes, excluded)
 
 
 def _stage(
@@ -140,7 +164,7 @@ def _stage(
         out = found.folder / "scores" if found.listed else outside
     reads = {"classes": sha256_json(classes.model_dump(mode="json"))}
     for job in jobs:
-        reads[f"truth/{job.id}"] = sha256_json(job.sha256)
+        reads[f"truth/{job.id}"] = sha256_json(job.content)
         reads[f"prediction/{job.id}"] = sha256_file(job.prediction) if job.prediction else "missing"
         if job.probabilities and "ece" in metrics:
             reads[f"probabilities/{job.id}"] = sha256_file(job.probabilities)
@@ -290,9 +314,9 @@ def score_job(
         try:
             volume = formats.read_label(job.prediction, spacing=None if job.unit == "px" else job.spacing)
             array, moved = on_grid(volume, truth.grid, job, resample=resample)
-            prediction = _translated(array, predicted_classes, classes, str(job.prediction))
+            prediction = translated(array, predicted_classes, classes, str(job.prediction))
             if job.probabilities is not None and "ece" in metrics and not moved:
-                probabilities = _read_probabilities(job.probabilities, predicted_classes, classes)
+                probabilities = read_probabilities(job.probabilities, predicted_classes, classes)
         except GeometryError as error:
             return Scored((), refused=error)
         except DataError as error:
@@ -311,37 +335,6 @@ def score_job(
         probabilities=probabilities,
     )
     return Scored(tuple(rows), job.unit or truth.grid.unit, prediction_fault=fault)
-
-
-def _translated(label: NDArray[Any], predicted: Classes, classes: Classes, what: str) -> NDArray[np.uint8]:
-    """Return a prediction's file values as stored labels of the truth's classes, matched by name."""
-    import numpy as np
-
-    from seguro.evaluation.scores import to_stored
-
-    stored = to_stored(label, predicted, what=what)
-    if predicted.names == classes.names or classes.regions or predicted.regions:
-        return stored
-    table = np.zeros(256, np.uint8)
-    for i, name in enumerate(predicted.names):
-        table[i] = classes.names.index(name) if name in classes.foreground else 0
-    translated: NDArray[np.uint8] = table[stored]
-    return translated
-
-
-def _read_probabilities(path: Path, predicted: Classes, classes: Classes) -> NDArray[np.float32]:
-    """Return (C, Z, Y, X) probabilities with channels in the order of `classes.names`."""
-    import numpy as np
-
-    from seguro.data import formats
-
-    if path.suffix == ".npy":
-        array = np.load(path, allow_pickle=False)  # (rows, columns, C)
-        array = np.moveaxis(array, -1, 0)[:, None]
-    else:
-        array = formats.read_image([path], channels=predicted.n).array
-    order = [predicted.names.index(n) if n in predicted.names else 0 for n in classes.names]
-    return np.asarray(array, np.float32)[order]
 
 
 def _load(folder: Path, classes: Classes) -> Evaluation:
