@@ -221,3 +221,9 @@ def test_scrub_keeps_names_and_drops_folders():
         scrub("imagesTr/a.nii.gz and 3/4 and 1 / 2 and a/b/c")
         == "imagesTr/a.nii.gz and 3/4 and 1 / 2 and a/b/c"
     )
+
+
+def test_pixels_have_no_columns_of_millilitres(run, read):
+    content = gather(run, read)
+    assert "Truth, ml" in render(content)
+    assert "Truth, ml" not in render(dataclasses.replace(content, unit="px"))
