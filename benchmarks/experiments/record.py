@@ -112,6 +112,7 @@ def main() -> int:
             "machine": recorded["machine"],
             "threads": recorded["threads"],
             "minutes": [s["recorded"]["minutes"] for s in stages],
+            "cpu_s": [s["recorded"].get("cpu_s") for s in stages],
             "updates": [s["recorded"]["updates"] for s in stages],
             "crops": [s["recorded"]["updates"] * s["config"]["batch"] for s in stages],
             "validation": [e for e in log if e["kind"] == "validation"],

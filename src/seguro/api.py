@@ -358,6 +358,7 @@ def _deploy(job: _Job, loop: Loop, best: Checkpoint) -> None:
         chosen_update=best.update,
         best=loop.best,
         minutes=round(loop.seconds / 60, 2),
+        cpu_s=round(loop.cpu_seconds),
         torch=torch.__version__,
         device=str(loop.runtime.device),
         precision=loop.runtime.precision,

@@ -106,7 +106,8 @@ class Loop:
         )
         self.log = RunLog(self.folder)
         self.checkpoints = self.folder / "checkpoints"
-        self._spent = 0.0
+        self._spent = self._spent_cpu = 0.0
+        self._since_cpu = time.process_time()
         self._since = time.monotonic()
         self._stop = threading.Event()
         self._last: dict[str, float] = {}
@@ -121,6 +122,11 @@ class Loop:
     def seconds(self) -> float:
         """Training seconds so far, over all resumes."""
         return self._spent + time.monotonic() - self._since
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of this rank so far, over all resumes and threads."""
+        return self._spent_cpu + time.process_time() - self._since_cpu
 
     def fit(self) -> Checkpoint:
         """Train to the end, resuming where a checkpoint lies, and return the checkpoint to deploy.
@@ -331,6 +337,7 @@ class Loop:
                 "seed": self.seed,
                 "updates": self.run.updates,
                 "spent_s": self.seconds,
+                "spent_cpu_s": self.cpu_seconds,
                 "validating_s": self._validating,
                 "validations": self._validations,
                 "best": self.best,
@@ -366,6 +373,7 @@ class Loop:
         self.run.updates = int(facts["updates"]) if self.limits.updates is None else self.limits.updates
         self._spent = float(facts["spent_s"])
         self._since = time.monotonic()
+        self._spent_cpu, self._since_cpu = float(facts["spent_cpu_s"]), time.process_time()
         self._validating, self._validations = float(facts["validating_s"]), int(facts["validations"])
         self.best, self.best_update = facts["best"], facts["best_update"]
         self.since_best = int(facts["since_best"])
