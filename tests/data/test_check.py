@@ -288,3 +288,16 @@ def test_options_outlive_a_failed_check_and_stand_in_the_hint(tmp_path):
         folder, tmp_path / "w", Options(told.spacing, told.classes, told.channels, quarantine=True)
     )
     assert "--classes liver,spleen --channels MRI --quarantine --out" in hint and hint in str(error.value)
+
+
+def test_the_outputs_of_a_copy_made_later_are_the_same(tmp_path):
+    from seguro.core.stage import output_hash
+
+    first = phantom.write_msd(tmp_path / "a" / "data", n_labelled=3, n_test=1)
+    second = shutil.copytree(first, tmp_path / "b" / "data", copy_function=shutil.copyfile)
+    for data in (first, second):
+        check(data, data.parent / "w")
+    one, two = (output_hash(p / "w" / "check") for p in (first.parent, second.parent))
+    assert one == two
+    texts = [(p.parent / "w" / "check" / "manifest.json").read_text() for p in (first, second)]
+    assert texts[0] != texts[1]  # folder and dates are kept, only not hashed

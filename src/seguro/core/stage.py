@@ -51,16 +51,12 @@ class Stage:
         path = self.folder / STAGE_FILE
         return dict(read_json(path)) if path.exists() else None
 
-    def done(self, *, verify: bool = False) -> bool:
-        """Whether the same key finished here and its outputs are present (with `verify`: and unchanged)."""
+    def done(self) -> bool:
+        """Whether the same key finished here and its outputs are still present."""
         previous = self.previous()
         if previous is None or previous["key"] != self.key:
             return False
-        for name, digest in previous["outputs"].items():
-            path = self.folder / name
-            if not path.exists() or (verify and sha256_file(path) != digest):
-                return False
-        return True
+        return all((self.folder / name).exists() for name in previous["outputs"])
 
     def difference(self) -> list[str]:
         """Lines that say what changed since the stage last finished in this folder."""
@@ -82,7 +78,7 @@ class Stage:
 
         Args:
             outputs: files that the stage wrote, logs and everything with dates in it excepted.
-            known: hashes that need not be computed again, by relative path.
+            known: hashes not to be computed again, or of the content without its dates, by relative path.
             recorded: further facts that are kept but not keyed (seed, warnings, minutes, ...).
         """
         known = known or {}

@@ -161,6 +161,12 @@ def _stamp(path: Path) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
+def _finish(stage: Stage, manifest: Manifest, target: Path) -> None:
+    """Finish the stage; the manifest stands by its content, since dates and folder change with every copy."""
+    known = {manifests.FILE: manifests.content_hash(manifest)}
+    stage.finish([target / manifests.FILE, target / PROBLEMS_FILE], known=known)
+
+
 def _reuse(target: Path, folder: Path, stage: Stage, *, write: bool) -> CheckReport:
     """Return the report of the last check; a new place of the data and new splits go into the manifest."""
     path = target / manifests.FILE
@@ -168,7 +174,8 @@ def _reuse(target: Path, folder: Path, stage: Stage, *, write: bool) -> CheckRep
     root = folder.resolve()
     manifest = before.model_copy(update={"root": str(root), "splits_sha256": _splits(root)})
     if write and manifest != before:
-        stage.finish([manifests.save(manifest, path), target / PROBLEMS_FILE])
+        manifests.save(manifest, path)
+        _finish(stage, manifest, target)
     content = read_json(target / PROBLEMS_FILE)
     errors, warnings = (tuple(Problem(**p) for p in content[k]) for k in ("errors", "warnings"))
     return CheckReport(manifest, errors, warnings, recommend(manifest, str(folder)), bool(errors))
@@ -185,8 +192,8 @@ def _write(report: CheckReport, target: Path, stage: Stage) -> None:
     if not report.ok:
         (target / manifests.FILE).unlink(missing_ok=True)  # of an earlier check, no longer true
         return
-    path = manifests.save(report.manifest, target / manifests.FILE)
-    stage.finish([path, target / PROBLEMS_FILE])
+    manifests.save(report.manifest, target / manifests.FILE)
+    _finish(stage, report.manifest, target)
 
 
 def _compare(report: CheckReport, target: Path) -> CheckReport:

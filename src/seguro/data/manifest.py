@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from seguro.core.errors import DataError
-from seguro.core.files import read_json, write_json
+from seguro.core.files import read_json, sha256_json, write_json
 from seguro.core.types import Case, Classes, FileFact, Grid, Manifest, ThreeF, Volume
 from seguro.data.formats import read_image, read_label
 
@@ -25,6 +25,17 @@ def save(manifest: Manifest, path: Path) -> Path:
     """Write the manifest as JSON and return its path."""
     write_json(path, manifest.model_dump(mode="json"))
     return path
+
+
+def content_hash(manifest: Manifest) -> str:
+    """Return the hash of what the manifest says, the folder it lies in and the files' dates excepted."""
+
+    def undated(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: undated(v) for k, v in value.items() if k not in ("root", "mtime_ns")}
+        return [undated(v) for v in value] if isinstance(value, list) else value
+
+    return sha256_json(undated(manifest.model_dump(mode="json")))
 
 
 def load(path: Path, *, data_root: Path | None = None) -> Manifest:

@@ -121,14 +121,14 @@ def gather(
 def reproducible(content: ReportContent) -> dict[str, Any]:
     """Return what of the page must be the same when the whole arrow is run again, as JSON values.
 
-    Durations, versions, machines, the log's notes and the commands (they name folders) are left out; pictures
-    stand as their hashes.
+    Durations, versions, machines, keys (that of `check` holds dates), the log's notes and the commands (they
+    name folders) are left out; pictures stand as their hashes.
     """
     facts = dataclasses.asdict(content)
     facts.pop("notes")
     facts.pop("commands")
     for stage in facts["stages"]:
-        for key in ("seconds", "version", "machine"):
+        for key in ("key", "seconds", "version", "machine"):
             stage.pop(key)
     for case in facts["shown"]:
         for view in case["views"]:
