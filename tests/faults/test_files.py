@@ -50,7 +50,7 @@ def nii(path: Path, array, affine=None, **fields) -> Path:
     (b"", r"empty \(0 bytes\)"),
     (b"<!DOCTYPE html><html>404</html>", "a web page"),
     (b"\n\n <HTML><body>login</body>", "a web page"),
-    (gzip.compress(b"<html>sign in</html>"), "a web page"),
+    (gzip.compress(b"<html>sign in</html>", mtime=0), "a web page"),
     (b"\x89PNG\r\n\x1a\n" + bytes(400), "a PNG picture"),
     (bytes(128) + b"DICM" + bytes(400), "a DICOM file"),
     (b"\x89HDF\r\n\x1a\n" + bytes(400), "an HDF5 file"),
