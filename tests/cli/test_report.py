@@ -45,7 +45,7 @@ def test_outputs_do_not_depend_on_durations(run):
     assert outputs(run) == before
     assert (run / "report" / "report.html").read_text() != page  # the page itself names the duration
     assert first["dice"] == 0.75
-    (run / "stage.json").write_text(json.dumps(stage | {"key": "other"}))
+    (run / "stage.json").write_text(json.dumps(stage | {"outputs": {"model/model.json": "other"}}))
     command.write(run)
     assert outputs(run) != before
 
