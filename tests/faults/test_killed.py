@@ -17,8 +17,8 @@ from seguro.data import phantom
 
 ARROW = Path(__file__).with_name("arrow.py")
 KILLS = 10
-QUICK, LONG = 8, 400
-"""Updates of a short arrow and of one of about 30 seconds."""
+QUICK, LONG = 60, 400
+"""Updates of a short arrow, long enough for a signal to arrive in time, and of one of about 30 seconds."""
 
 
 def start(data: Path, out: Path, updates: int) -> subprocess.Popen[bytes]:
