@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path):
     finish(data, tmp_path / "whole", QUICK)
     process = start(data, tmp_path / "damaged", QUICK)
     run = tmp_path / "damaged" / "runs" / "r"
-    wait_for(process, run / "log.jsonl", '"update": 6')
+    wait_for(process, run / "log.jsonl", '"update": 20')  # the checkpoint of update 15 lies before
     os.kill(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
     newest = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
