@@ -47,11 +47,6 @@ def initialize(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def parameters_of(module: nn.Module) -> int:
-    """Return the number of parameters of `module`."""
-    return sum(p.numel() for p in module.parameters())
-
-
 def pad_to_multiple(x: Tensor, multiple: Sequence[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """Return `x` (N, C, *size) edge-padded at the far end to a multiple, and the slices that undo it."""
     import torch.nn.functional as F
