@@ -46,7 +46,7 @@ def experiment(path: Path) -> list[str]:
 def speed(path: Path) -> list[str]:
     """Return the table of speeds."""
     content = read_json(path)
-    lines = ["## Speed", "", "Both sides in one run, one thread, beside other work: `make bench`.", ""]
+    lines = ["## Speed", "", "Both sides in one run, one thread: `make bench`.", ""]
     lines += ["| job | size | seguro | peer | ratio | peak MB | peer MB |", "|---|---|---|---|---|---|---|"]
     for r in content["rows"]:
         peer = f"{r['peer']}: {r['peer_s']} s" if r["peer"] else ""

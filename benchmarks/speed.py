@@ -198,7 +198,7 @@ def windows(classes: int) -> Pair:
 
 
 def patch() -> Pair:
-    """A 96-cubed patch from the store against reading the compressed scan and cropping it."""
+    """Eight 96-cubed patches from the store against reading the compressed scan and cropping it each time."""
     import tempfile
 
     import nibabel
@@ -225,7 +225,12 @@ def patch() -> Pair:
     def peer() -> object:
         return np.asarray(nibabel.load(folder / "case.nii.gz").dataobj, dtype=np.float32)[where()]
 
-    return Pair("96^3 of 160x256x256", lambda: case.patch(where()), "nibabel .nii.gz, cropped", peer)
+    return Pair(
+        "8 x 96^3 of 160x256x256",
+        lambda: [case.patch(where()).shape for _ in range(8)],
+        "nibabel .nii.gz, cropped",
+        lambda: [np.asarray(peer()).shape for _ in range(8)],
+    )
 
 
 def startup() -> Pair:
@@ -238,7 +243,7 @@ def startup() -> Pair:
 
 JOBS: dict[str, Job] = {
     "command line help": Job(startup, repeats=5, limit_s=0.5),
-    "patch from the store": Job(patch, repeats=9, limit_s=0.002),
+    "patches from the store": Job(patch, repeats=5, limit_s=8 * 0.002),
     "sliding window, 3 classes": Job(partial(windows, 3), clock=time.process_time, least_ratio=1 / 1.1),
     "sliding window, 20 classes": Job(partial(windows, 20), clock=time.process_time, least_ratio=1 / 1.1),
     "surface metrics vs MONAI HD95": Job(surface_hd95, least_ratio=5),
