@@ -168,7 +168,7 @@ def test_the_walk_lets_the_rest_pass(part: str, source: str) -> None:
     assert faults(SOURCE / part / "made_up.py", source) == []
 
 
-@pytest.mark.parametrize("module", ["seguro", "seguro.cli.main", "seguro.core.stage"])
+@pytest.mark.parametrize("module", ["seguro", "seguro.api", "seguro.cli.main", "seguro.core.stage"])
 def test_importing_loads_no_torch(module: str) -> None:
     code = f"import sys, {module}; print(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     loaded = subprocess.run(

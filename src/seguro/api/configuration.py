@@ -1,0 +1,91 @@
+"""What a training run is made of: its options and the method's resolved config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from seguro.core.errors import ConfigError
+from seguro.core.settings import merge
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a training run is made of, besides the data.
+
+    Exactly one of `updates` and `budget` bounds it; with neither, `budget` is one hour.
+    """
+
+    method: str = "supervised"
+    preset: str = "auto"
+    """A preset of the method; "auto" is "small" without a GPU and "default" with one."""
+    network: str | None = None
+    settings: Mapping[str, Any] | None = None
+    """Config fields over the preset, nested as in the config."""
+    fold: str = "0"
+    updates: int | None = None
+    budget: str | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
+    validations: int = 20
+    patience: int = 0
+    init: Path | None = None
+    name: str | None = None
+    workers: int = 1
+    threads: int | None = None
+
+
+def default_network(method: str) -> str:
+    """Return the name of a method's default network, "" where it has networks of its own."""
+    from seguro.methods import get
+
+    field = get(method).Config.model_fields.get("network")
+    return str(field.default) if field else ""
+
+
+def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
+    """Return the preset used and the method's resolved config: defaults < preset < network < settings.
+
+    Raises:
+        ConfigError: unknown preset or fields, or values out of range; the message lists each.
+    """
+    from seguro.methods import get
+
+    kind = get(options.method)
+    preset = options.preset
+    if preset == "auto":
+        preset = "small" if not gpu and "small" in kind.presets else "default"
+    if preset != "default" and preset not in kind.presets:
+        raise ConfigError(
+            f"method {options.method} has no preset {preset!r}; it has default, {', '.join(kind.presets)}"
+        )
+    fields: dict[str, Any] = merge({}, {} if preset == "default" else kind.presets[preset])
+    if options.network:
+        if "network" not in kind.Config.model_fields:
+            raise ConfigError(f"method {options.method} has networks of its own and takes no --network")
+        same = fields.get("network", kind.Config.model_fields["network"].default) == options.network
+        fields = merge(fields, {"network": options.network})
+        if not same:
+            fields.pop("network_options", None)
+    fields = merge(fields, options.settings or {})
+    try:
+        return preset, kind.Config.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError(f"settings of method {options.method}:\n  " + "\n  ".join(lines)) from error
+
+
+def precision(options: TrainOptions) -> Any:
+    """Return the precision to train at: as asked, or the fastest that the machine does well."""
+    if options.precision != "auto":
+        return options.precision
+    import torch
+
+    gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
+    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32"

@@ -1,0 +1,97 @@
+"""One training, resolved: every option settled, and refused where it does not fit what is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seguro.api.cases import cases_of_fold
+from seguro.api.configuration import TrainOptions, configure, default_network
+from seguro.core.errors import ConfigError
+from seguro.core.files import sha256_file
+from seguro.core.settings import read_yaml, seconds
+from seguro.core.stage import Stage
+from seguro.core.types import Case, Manifest
+
+if TYPE_CHECKING:
+    from seguro.data.plan import Plan
+
+DEFAULT_BUDGET = "1h"
+TRAIN_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, resolved: what it reads, where it writes, and under which key."""
+
+    options: TrainOptions
+    config: Any
+    plan: Plan
+    store: Path
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    stage: Stage
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.stage.folder
+
+
+def resolve(workspace: Path, manifest: Manifest, plan: Plan, options: TrainOptions, *, gpu: bool) -> Job:
+    """Settle every option that was left to the machine or to the plan."""
+    from seguro.engine.model import model_folder
+    from seguro.methods import get
+
+    needs = get(options.method).needs
+    own = f"-{options.network or default_network(options.method)}".replace(":", "-").rstrip("-")
+    folder = workspace / "runs" / (options.name or f"{options.method}{own}-fold{options.fold}")
+    begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
+    if options.preset == "auto" and "preset" in begun:
+        options = replace(options, preset=begun["preset"])  # a run goes on as it began, on whatever machine
+    preset, config = configure(options, gpu=gpu)
+    if plan.dims not in needs.dims:
+        raise ConfigError(
+            f"method {options.method} works in {needs.dims} dimensions, the plan has {plan.dims}"
+        )
+    train, validation = cases_of_fold(manifest, plan, options.fold, needs.labels)
+    reads = {f"case/{c.id}": c.hash for c in (*train, *validation)}
+    reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
+    if options.init:
+        reads["init"] = sha256_file(model_folder(options.init) / "weights.safetensors")
+    resolved = {
+        "method": options.method,
+        "preset": preset,
+        "config": config.model_dump(mode="json"),
+        "fold": options.fold,
+        "updates": options.updates,
+        "budget_s": None if options.updates else seconds(options.budget or DEFAULT_BUDGET),
+        "batch": options.batch or plan.batch,
+        "seed": options.seed,
+        "precision": options.precision,
+        "validations": options.validations,
+        "patience": options.patience,
+    }
+    stage = Stage(folder, "train", reads=reads, config=resolved, schema=TRAIN_SCHEMA)
+    store = workspace / "store" / plan.preprocessing_hash
+    return Job(options, config, plan, store, train, validation, stage)
+
+
+def same_or_refuse(folder: Path, stage: Stage) -> None:
+    """Refuse to go on with a run that was started with other options or data, and show the difference."""
+    path = folder / "config.yaml"
+    before = read_yaml(path) if path.exists() else None
+    if before is None or before.get("key") == stage.key:
+        return
+    changed = [
+        f"{k}: was {before.get(k)!r}, is {stage.config.get(k)!r}"
+        for k in sorted(set(before) - {"key"} | set(stage.config))
+        if before.get(k) != stage.config.get(k)
+    ]
+    changed = changed or stage.difference() or ["the training cases or the plan"]
+    raise ConfigError(
+        f"{folder} was made with other settings:\n  "
+        + "\n  ".join(changed)
+        + "\nuse --name for a new run, or remove the folder"
+    )

@@ -1,0 +1,164 @@
+"""Training of one fold, with the stages before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from seguro.api.configuration import TrainOptions, precision
+from seguro.api.job import Job, resolve, same_or_refuse
+from seguro.api.stages import plan, prepare
+from seguro.api.workspace import Count, Say, quiet, workspace_of
+from seguro.core.files import write_json, write_text
+from seguro.core.stage import locked
+
+if TYPE_CHECKING:
+    from seguro.data.planner import PlanOptions
+    from seguro.engine.checkpoint import Checkpoint
+    from seguro.engine.loop import Loop, Progress
+    from seguro.engine.runtime import Runtime
+
+
+def train(
+    data: Path,
+    options: TrainOptions | None = None,
+    *,
+    out: Path | None = None,
+    plan_options: PlanOptions | None = None,
+    jobs: int = 2,
+    count: Count | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    say: Say = quiet,
+) -> Path:
+    """Train one fold, running check, plan and prepare first where they are missing; returns the run's folder.
+
+    Skips what is finished and resumes what was interrupted.
+
+    Raises:
+        ConfigError: options that do not fit, or a run folder made with others (the difference is shown).
+        DataError: data that cannot be used.
+        Stopped: a signal stopped it; saved.
+    """
+    import torch
+
+    from seguro.engine.runtime import Runtime
+
+    options = options or TrainOptions()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    runtime = Runtime(options.device, precision(options))
+    tell = say if runtime.rank == 0 else quiet
+    try:
+        workspace = workspace_of(data, out)
+        tell(f"workspace {workspace}/")
+        if runtime.rank == 0:
+            prepare(data, out=out, options=plan_options, jobs=jobs, progress=count, say=tell)
+        runtime.barrier()
+        _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
+        for reason in made.reasons:
+            tell(f"  {reason}")
+        job = resolve(workspace, manifest, made, options, gpu=runtime.device.type == "cuda")
+        return _train(job, runtime, progress, tell)
+    finally:
+        runtime.close()
+
+
+def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Path:
+    """Run a resolved job on this rank, unless it is finished already."""
+    folder, chosen = job.folder, job.stage.config
+    if job.stage.done():
+        say(f"{folder}/ is finished already, nothing to do")
+        return folder
+    same_or_refuse(folder, job.stage)
+    minutes = round((chosen["budget_s"] or 0) / 60)
+    say(
+        f"{chosen['method']} ({chosen['preset']}) on {runtime.device}, "
+        f"{runtime.world} rank{'s' * (runtime.world > 1)}: "
+        f"{len(job.train)} training and {len(job.validation)} validation cases, "
+        f"ends {f'in about {minutes} min' if minutes else 'after ' + str(chosen['updates']) + ' updates'}"
+    )
+    loop = _loop(job, runtime, progress, say)
+    if runtime.rank == 0:
+        with locked(folder):
+            text = yaml.safe_dump({"key": job.stage.key, **chosen}, sort_keys=False)
+            write_text(folder / "config.yaml", text)
+            sides = {"train": [c.id for c in job.train], "validation": [c.id for c in job.validation]}
+            write_json(folder / "cases.json", sides)
+            _deploy(job, loop, loop.fit())
+    else:
+        loop.fit()
+    runtime.barrier()
+    return folder
+
+
+def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Loop:
+    """Make the method, initialized under the run's seed or from another run, and the loop around it."""
+    import torch
+
+    from seguro.core.seeds import derive
+    from seguro.data.store import Cases
+    from seguro.engine.loop import Limits, Loop
+    from seguro.engine.model import load_weights
+    from seguro.inference.validate import dice_validation
+    from seguro.methods import get
+    from seguro.networks import build
+
+    options, chosen = job.options, job.stage.config
+    torch.manual_seed(derive(options.seed, "init"))
+    method = get(options.method)(job.config, job.plan, build)
+    if options.init:
+        loaded, missing = load_weights(method.modules, options.init)
+        say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
+    needs, classes = method.needs, job.plan.classes
+    validate = None
+    if needs.segments and needs.monitor and job.validation:
+        validate = dice_validation(Cases(job.store, job.validation, classes), runtime)
+    return Loop(
+        method,
+        Cases(job.store, job.train, classes, hide_labels=needs.labels == "none"),
+        job.folder,
+        runtime,
+        Limits(options.updates, chosen["budget_s"], options.validations, options.patience),
+        batch=chosen["batch"],
+        seed=options.seed,
+        validate=validate,
+        progress=progress,
+        say=say,
+        workers=options.workers,
+    )
+
+
+def _deploy(job: Job, loop: Loop, best: Checkpoint) -> None:
+    """Write the model of the chosen checkpoint and finish the stage."""
+    import torch
+
+    from seguro.engine.loop import load_modules
+    from seguro.engine.model import save_model
+
+    load_modules(loop.method.modules, best.tensors, "modules.")
+    load_modules(loop.run.averaged, best.tensors, "averaged.")
+    modules = loop.run.deployable()
+    files = save_model(
+        job.folder / "model",
+        method=job.options.method,
+        config=job.stage.config["config"],
+        plan=job.plan,
+        predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
+    )
+    job.stage.finish(
+        [job.folder / "config.yaml", job.folder / "cases.json", *files],
+        seed=job.options.seed,
+        updates=loop.run.update,
+        chosen_update=best.update,
+        best=loop.best,
+        minutes=round(loop.seconds / 60, 2),
+        cpu_s=round(loop.cpu_seconds),
+        torch=torch.__version__,
+        device=str(loop.runtime.device),
+        precision=loop.runtime.precision,
+        world=loop.runtime.world,
+        threads=torch.get_num_threads(),
+    )
