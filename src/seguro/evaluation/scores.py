@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -11,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_checked, write_text
 from seguro.core.types import IGNORE, Classes, ScoreRow
 from seguro.evaluation import METRICS, SURFACE
 from seguro.evaluation.calibration import expected_calibration_error, region
 from seguro.evaluation.overlap import Mask, overlap
 from seguro.evaluation.surface import diagonal, surface_distances
+from seguro.evaluation.table import number, read_table, write_table
 
 COLUMNS = ("case", "patient", "site", "class", "metric", "value", "note")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 def score_case(
@@ -171,19 +168,10 @@ def to_stored(label: NDArray[np.integer], classes: Classes, *, what: str) -> NDA
 
 
 def write_csv(path: Path, rows: Iterable[ScoreRow]) -> None:
-    """Write scores sorted by case, class and metric.
-
-    Text that a spreadsheet would run as a formula gets an apostrophe in front.
-    An empty value means None. Numbers are written so that reading them returns the same float.
-    """
+    """Write scores sorted by case, class and metric; see `table.write_table`."""
     order = {name: i for i, name in enumerate(METRICS)}
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\r\n")  # as RFC 4180; it makes "\r" in a name quoted too
-    writer.writerow(COLUMNS)
-    for r in sorted(rows, key=lambda r: (r.case, r.cls, order.get(r.metric, len(order)), r.metric)):
-        texts = [_quoted(t) for t in (r.case, r.patient, r.site, r.cls, r.metric)]
-        writer.writerow([*texts, "" if r.value is None else repr(float(r.value)), _quoted(r.note)])
-    write_text(path, stream.getvalue())
+    ordered = sorted(rows, key=lambda r: (r.case, r.cls, order.get(r.metric, len(order)), r.metric))
+    write_table(path, COLUMNS, ordered)
 
 
 def read_csv(path: Path) -> list[ScoreRow]:
@@ -192,36 +180,8 @@ def read_csv(path: Path) -> list[ScoreRow]:
     Raises:
         DataError: missing, not a score file, or a value that is no finite number; the message names the line.
     """
-    try:
-        text = read_checked(path).data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: not UTF-8 text; expected a scores.csv written by seguro evaluate"
-        ) from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = next(reader, [])
-    if tuple(header) != COLUMNS:
-        raise DataError(f"{path}: columns are {', '.join(header)[:200]}, expected {', '.join(COLUMNS)}")
-    return [_row(path, reader.line_num, cells) for cells in reader if cells]
-
-
-def _row(path: Path, line: int, cells: list[str]) -> ScoreRow:
-    if len(cells) != len(COLUMNS):
-        raise DataError(f"{path}: line {line} has {len(cells)} cells, expected {len(COLUMNS)}")
-    case, patient, site, cls, metric, value, note = cells
-    try:
-        number = float(value) if value else None
-    except ValueError as error:
-        raise DataError(f"{path}: line {line}: value {value[:40]!r} is not a number") from error
-    if number is not None and not np.isfinite(number):
-        raise DataError(f"{path}: line {line}: value {value} is not finite")
-    case, patient, site, cls, metric = (_unquoted(t) for t in (case, patient, site, cls, metric))
-    return ScoreRow(case, patient, site, cls, metric, number, _unquoted(note))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text if text.startswith(_FORMULA) else text
-
-
-def _unquoted(text: str) -> str:
-    return text[1:] if text.startswith("'") else text
+    rows = []
+    for line, cells in read_table(path, COLUMNS, maker="scores.csv written by seguro evaluate"):
+        case, patient, site, cls, metric, value, note = cells
+        rows.append(ScoreRow(case, patient, site, cls, metric, number(path, line, "value", value), note))
+    return rows
