@@ -15,7 +15,8 @@ from seguro import api
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, write_json
 from seguro.data import phantom
-from seguro.data.planner import SMALLEST_MAP, PlanOptions, shape_for
+from seguro.data.patch import SMALLEST_MAP, shape_for
+from seguro.data.planner import PlanOptions
 from seguro.networks.unet import training_bytes
 
 SMALL = PlanOptions(memory_gib=0.02)
@@ -251,3 +252,21 @@ def test_a_patient_at_two_sites_costs_only_the_folds_of_these_sites(tmp_path):
     _, _, plan = api.plan(data, out=tmp_path / "w", options=SMALL)
     assert [f.name for f in plan.folds if f.name.startswith("site-")] == ["site-c"]
     assert sum("no fold leaves site" in r and "patient p0" in r for r in plan.reasons) == 2
+
+
+def test_a_patch_that_sees_too_little_gets_coarser_voxels_and_full_resolution_keeps_them():
+    from seguro.data.patch import ENOUGH_COVERED, PlanOptions, coarsened, fitted, sizes_of
+
+    extent, spacing = (270.0, 320.0, 320.0), (7.5, 1.25, 1.25)
+    options, reasons = PlanOptions(memory_gib=0.5), []
+    found = coarsened(spacing, extent, options, training_bytes, reasons)
+    assert found[0] == spacing[0] and found[1] == found[2] > spacing[1]  # the thick slices stay as they are
+    assert len(reasons) == 1 and "--full-resolution" in reasons[0]
+    sizes = sizes_of(extent, found)
+    patch = fitted(sizes, found, options, training_bytes)[0]
+    covered = np.prod([min(p, n) / n for p, n in zip(patch, sizes, strict=True)])
+    assert ENOUGH_COVERED <= covered < 2 * ENOUGH_COVERED
+    kept = coarsened(
+        spacing, extent, options.model_copy(update={"full_resolution": True}), training_bytes, []
+    )
+    assert kept == spacing == coarsened(spacing, extent, PlanOptions(memory_gib=16), training_bytes, [])

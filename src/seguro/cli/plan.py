@@ -17,6 +17,9 @@ def plan(
     dims: Annotated[
         int | None, typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
     ] = None,
+    full_resolution: Annotated[
+        bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
+    ] = False,
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")
     ] = "auto",
@@ -44,7 +47,9 @@ def plan(
             then=f"seguro plan {shlex.quote(str(data))}",
         )
         return
-    options = plan_options_for(workspace, memory=memory, dims=dims, device=device, seed=seed)
+    options = plan_options_for(
+        workspace, memory=memory, dims=dims, full_resolution=full_resolution, device=device, seed=seed
+    )
     with counting(out_console, "reading cases") as count:
         _, _, made = api.plan(
             data, out=out, options=options, progress=count, say=lambda s: out_console.print(escape(s))

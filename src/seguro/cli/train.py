@@ -45,6 +45,9 @@ def train(
     dims: Annotated[
         int | None, typer.Option(min=2, max=3, help="2 or 3; the data decide by default.")
     ] = None,
+    full_resolution: Annotated[
+        bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
     seed: Seed = 0,
@@ -77,7 +80,9 @@ def train(
         patience=patience, init=init, name=name, workers=workers, threads=threads,
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
-    plan_options = plan_options_for(workspace, memory=memory, dims=dims, device=device)
+    plan_options = plan_options_for(
+        workspace, memory=memory, dims=dims, full_resolution=full_resolution, device=device
+    )
     names = (
         ["all"]
         if dry_run and folds == "all"
@@ -108,14 +113,20 @@ def train(
 
 
 def plan_options_for(
-    workspace: Path, *, memory: float | None, dims: int | None, device: str, seed: int | None = None
+    workspace: Path,
+    *,
+    memory: float | None,
+    dims: int | None,
+    full_resolution: bool,
+    device: str,
+    seed: int | None = None,
 ) -> Any:
     """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
     from seguro.data.planner import PlanOptions
 
     if memory is None and not (workspace / "plan" / "plan.json").exists() and _gpu(device):
         memory = GPU_MEMORY_GIB
-    given = {"memory_gib": memory, "dims": dims, "seed": seed}
+    given = {"memory_gib": memory, "dims": dims, "full_resolution": full_resolution or None, "seed": seed}
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 
 

@@ -12,37 +12,17 @@ from pydantic import ValidationError
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_file, write_json
 from seguro.core.stage import STAGE_FILE, Stage
-from seguro.core.types import UNKNOWN, Classes, Manifest, Record, ThreeF
+from seguro.core.types import UNKNOWN, Classes, Manifest, ThreeF
 from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
 from seguro.data.layouts.naming import has_side
+from seguro.data.patch import Bytes, PlanOptions, by, coarsened, fitted, sizes_of
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
 
 ANISOTROPIC = 3.0
 """Largest over smallest spacing from which the coarse axis is treated apart (nnU-Net's rule)."""
 FEW_SLICES = 20
 """With fewer slices than this a 3-D network has no depth to learn from."""
-SMALLEST_MAP = 4
-"""No axis is divided below this many voxels."""
-MAX_DEPTH = {2: 6, 3: 5}
-MAX_BATCH = {2: 12, 3: 4}
-MAX_PLANE = 320
-
-Bytes = Callable[[Sequence[int], int, Sequence[Sequence[int]]], int]
-"""(patch, batch, strides) -> bytes of a training step; the network's own estimate, passed in."""
-
-
-class PlanOptions(Record):
-    """What a user may decide instead of the data; None leaves it to the data."""
-
-    dims: int | None = None
-    spacing: ThreeF | None = None
-    patch: tuple[int, ...] | None = None
-    batch: int | None = None
-    memory_gib: float = 1.0
-    """Memory of one training step; decides patch and batch."""
-    folds: int = 5
-    seed: int = 0
 
 
 def make(
@@ -72,30 +52,17 @@ def make(
     dims = options.dims or _dims(spacing, shapes, slice_axis, reasons)
     if dims not in (2, 3):
         raise ConfigError(f"--dims {dims}: 2 or 3")
-    median = [max(1, round(float(np.median(shapes[:, a] * spacings[:, a])) / spacing[a])) for a in range(3)]
+    extent = [float(v) for v in np.median(shapes * spacings, axis=0)]
+    if dims == 3 and options.spacing is None and options.patch is None:
+        spacing = coarsened(spacing, extent, options, step_bytes, reasons)
+    median = sizes_of(extent, spacing)
     axes = [a for a in range(3) if dims == 3 or a != slice_axis]
     sizes, mm = [median[a] for a in axes], [spacing[a] for a in axes]
-    budget = int(options.memory_gib * 2**30)
-    if options.patch is not None and len(options.patch) != dims:
-        raise ConfigError(f"--patch {options.patch}: a {dims}-D plan needs {dims} numbers")
-    patch, strides, kernels = shape_for(
-        options.patch or _bounded(sizes, dims), mm, dims, exact=options.patch is not None
-    )
-    smallest = options.batch or 2
-    while options.patch is None and step_bytes(patch, smallest, strides) > budget:
-        smaller = _shrink(patch, mm, strides)
-        if smaller == patch:
-            break
-        patch, strides, kernels = shape_for(smaller, mm, dims)
-    batch = options.batch or smallest
-    while (
-        options.batch is None and batch < MAX_BATCH[dims] and step_bytes(patch, batch + 1, strides) <= budget
-    ):
-        batch += 1
+    patch, strides, kernels, batch = fitted(sizes, mm, options, step_bytes)
     reasons.append(
-        f"patch {_x(patch)}, batch {batch}: one training step is predicted to take "
+        f"patch {by(patch)}, batch {batch}: one training step is predicted to take "
         f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB "
-        f"(median case {_x(sizes)})"
+        f"(median case {by(sizes)})"
     )
     channels = tuple(_channel(name, i, measured, reasons) for i, name in enumerate(manifest.channels))
     draft = Plan(
@@ -151,59 +118,6 @@ def _dims(spacing: ThreeF, shapes: np.ndarray, slice_axis: int, reasons: list[st
     ratio = max(spacing) / min(spacing)
     reasons.append(f"3-D: {slices:g} slices along {name} (median), spacing ratio {ratio:.1f}")
     return 3
-
-
-def _bounded(sizes: Sequence[int], dims: int) -> tuple[int, ...]:
-    return tuple(min(s, MAX_PLANE) if dims == 2 else s for s in sizes)
-
-
-def shape_for(
-    sizes: Sequence[int], mm: Sequence[float], dims: int, *, exact: bool = False
-) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """Return patch, strides and kernels for about `sizes` voxels of `mm` size.
-
-    An axis is halved while it keeps SMALLEST_MAP voxels and its spacing is within a factor two of the finest;
-    its kernel is 1 while its spacing is more than twice the finest. The patch is `sizes` rounded up to the
-    total stride (with `exact`: refused if that changes it).
-    """
-    size, step = [float(s) for s in sizes], list(mm)
-    strides: list[tuple[int, ...]] = []
-    kernels = [_kernel(step)]
-    while len(strides) < MAX_DEPTH[dims]:
-        finest = (
-            min(s for s, n in zip(step, size, strict=True) if n >= 2 * SMALLEST_MAP)
-            if max(size) >= 2 * SMALLEST_MAP
-            else 0
-        )
-        factor = tuple(
-            2 if n >= 2 * SMALLEST_MAP and s <= 2 * finest else 1 for n, s in zip(size, step, strict=True)
-        )
-        if all(f == 1 for f in factor):
-            break
-        strides.append(factor)
-        size = [n / f for n, f in zip(size, factor, strict=True)]
-        step = [s * f for s, f in zip(step, factor, strict=True)]
-        kernels.append(_kernel(step))
-    total = [int(np.prod([s[a] for s in strides])) if strides else 1 for a in range(dims)]
-    patch = tuple(-(-int(n) // t) * t for n, t in zip(sizes, total, strict=True))
-    if exact and patch != tuple(sizes):
-        raise ConfigError(f"--patch {_x(sizes)} is not divisible by the strides {_x(total)}; {_x(patch)} is")
-    return patch, tuple(strides), tuple(kernels)
-
-
-def _kernel(step: Sequence[float]) -> tuple[int, ...]:
-    return tuple(1 if s > 2 * min(step) else 3 for s in step)
-
-
-def _shrink(patch: Sequence[int], mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Return the patch with one stride less along the axis of largest physical extent that can still give."""
-    total = [int(np.prod([s[a] for s in strides])) if strides else 1 for a in range(len(patch))]
-    out = list(patch)
-    for axis in sorted(range(len(patch)), key=lambda a: -patch[a] * mm[a]):
-        if patch[axis] - total[axis] >= max(total[axis], SMALLEST_MAP):
-            out[axis] -= total[axis]
-            break
-    return tuple(out)
 
 
 def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[str]) -> Intensity:
@@ -288,10 +202,6 @@ def _refuse_absent(found: Fingerprint, manifest: Manifest) -> None:
             f"{manifest.name}: no training case contains {', '.join(absent)}; remove the class from the "
             "data set's labels or add a case that has it"
         )
-
-
-def _x(sizes: Sequence[int]) -> str:
-    return " x ".join(map(str, sizes))
 
 
 def ensure(
@@ -384,4 +294,4 @@ def load(path: Path) -> Plan:
         raise ConfigError(f"{path}: not a valid plan: {error}") from error
 
 
-__all__ = ["PlanOptions", "ensure", "load", "make", "remembered", "shape_for"]
+__all__ = ["PlanOptions", "ensure", "load", "make", "remembered"]
