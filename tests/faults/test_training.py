@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from seguro import api
+from seguro.api import training
+from seguro.api.job import resolve
 from seguro.cli.main import main
-from seguro.core.errors import RunError
+from seguro.core.errors import ConfigError, RunError
 from seguro.core.files import read_json, write_json
 from seguro.data import phantom
 from seguro.data.planner import PlanOptions
 from seguro.engine import loop as loops
+from seguro.engine.runtime import Runtime
+from seguro.engine.signals import Stopped
 
 TINY = {"preset": "tiny", "updates": 2, "batch": 2, "validations": 1, "threads": 1}
 
@@ -128,6 +132,59 @@ def test_another_config_in_the_same_run_is_refused_with_the_difference(tmp_path,
     assert "learning_rate" in text and "0.5" in text and "--name" in text
 
 
+def interrupted(loop, after: int):
+    """Stop a loop as a signal would, after so many updates of this call."""
+    step = loop._after_update
+
+    def stepped(values):
+        if loop.run.update >= after:
+            loop._stop.set()
+        step(values)
+
+    loop._after_update = stepped
+    return loop
+
+
+@pytest.mark.parametrize("began", ["bf16-mixed", "32"])
+def test_a_resumed_run_goes_on_at_the_precision_it_began_with(tmp_path, monkeypatch, began):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0)
+    make = training._loop
+    with monkeypatch.context() as machine:  # "auto" stands for `began` on this one, and a signal comes
+        machine.setattr(Runtime, "usual_precision", lambda self: began)
+        machine.setattr(training, "_loop", lambda *a: interrupted(make(*a), after=2))
+        with pytest.raises(Stopped):
+            train(data, tmp_path / "w", name="r", updates=4)
+    with monkeypatch.context() as machine:  # and for the other one on this
+        machine.setattr(
+            Runtime, "usual_precision", lambda self: "32" if began == "bf16-mixed" else "bf16-mixed"
+        )
+        run = train(data, tmp_path / "w", name="r", updates=4)
+    found = read_json(run / "stage.json")
+    assert found["config"]["precision"] == found["recorded"]["precision"] == began
+    assert found["recorded"]["updates"] == 4
+
+
+def test_a_run_recorded_before_precisions_were_resolved_keeps_its_key(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0)
+    workspace, manifest, made = api.plan(data, out=tmp_path / "w", options=PlanOptions(memory_gib=0.02))
+    options = api.TrainOptions(**TINY, name="r")
+    (workspace / "runs" / "r").mkdir(parents=True)
+    (workspace / "runs" / "r" / "config.yaml").write_text("precision: auto\n")
+    found = resolve(workspace, manifest, made, options, gpu=False, precision="32").stage.config
+    assert found["precision"] == "auto"
+
+
+def test_a_precision_that_the_device_lacks_is_refused(monkeypatch):
+    runtime = Runtime("cpu")
+    runtime.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Old GPU")
+    assert runtime.usual_precision() == "32"
+    with pytest.raises(ConfigError, match="bf16-mixed: Old GPU has no bfloat16"):
+        runtime.use("bf16-mixed")
+    assert runtime.precision == "32"
+
+
 def test_a_changed_training_case_is_refused_in_an_old_run(tmp_path, capsys):
     data = phantom.write_msd(tmp_path / "data", n_labelled=3, n_test=0, seed=1)
     assert command(data, tmp_path / "w", "--name", "r") == 0
@@ -152,6 +209,7 @@ def test_a_changed_training_case_is_refused_in_an_old_run(tmp_path, capsys):
         (["--preset", "magic"], "tiny"),
         (["--folds", "77"], "77"),
         (["--device", "cuda"], "cpu"),
+        (["--precision", "8"], "16-mixed"),
         (["--init", "nowhere"], "nowhere"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else v,

@@ -33,6 +33,7 @@ class TrainOptions:
     seed: int = 0
     device: str = "auto"
     precision: Literal["auto", "32", "bf16-mixed", "16-mixed"] = "auto"
+    """"auto" is what the run began with, or what the machine does well: bf16-mixed on a GPU, else 32."""
     validations: int = 20
     patience: int = 0
     init: Path | None = None
@@ -79,13 +80,3 @@ def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
         raise ConfigError(f"settings of method {options.method}:\n  " + "\n  ".join(lines)) from error
-
-
-def precision(options: TrainOptions) -> Any:
-    """Return the precision to train at: as asked, or the fastest that the machine does well."""
-    if options.precision != "auto":
-        return options.precision
-    import torch
-
-    gpu = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
-    return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32"

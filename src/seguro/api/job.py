@@ -39,8 +39,21 @@ class Job:
         return self.stage.folder
 
 
-def resolve(workspace: Path, manifest: Manifest, plan: Plan, options: TrainOptions, *, gpu: bool) -> Job:
-    """Settle every option that was left to the machine or to the plan."""
+def resolve(
+    workspace: Path, manifest: Manifest, plan: Plan, options: TrainOptions, *, gpu: bool, precision: str
+) -> Job:
+    """Settle every option that was left to the machine or to the plan.
+
+    A run goes on with what it began with, on whatever machine.
+
+    Args:
+        workspace: where the runs lie.
+        manifest: of the checked data.
+        plan: of the same data.
+        options: as given.
+        gpu: whether a preset is chosen for a GPU.
+        precision: what "auto" stands for on this machine.
+    """
     from seguro.engine.model import model_folder
     from seguro.methods import get
 
@@ -49,7 +62,10 @@ def resolve(workspace: Path, manifest: Manifest, plan: Plan, options: TrainOptio
     folder = workspace / "runs" / (options.name or f"{options.method}{own}-fold{options.fold}")
     begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     if options.preset == "auto" and "preset" in begun:
-        options = replace(options, preset=begun["preset"])  # a run goes on as it began, on whatever machine
+        options = replace(options, preset=begun["preset"])
+    if options.precision == "auto":
+        # an older config.yaml may say "auto" itself; it stays in the key, and the machine decides
+        options = replace(options, precision=begun.get("precision", precision))
     preset, config = configure(options, gpu=gpu)
     if plan.dims not in needs.dims:
         raise ConfigError(

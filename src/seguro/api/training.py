@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from seguro.api.configuration import TrainOptions, precision
+from seguro.api.configuration import TrainOptions
 from seguro.api.job import Job, resolve, same_or_refuse
 from seguro.api.stages import plan, prepare
 from seguro.api.workspace import Count, Say, quiet, workspace_of
@@ -49,7 +49,7 @@ def train(
     options = options or TrainOptions()
     if options.threads:
         torch.set_num_threads(options.threads)
-    runtime = Runtime(options.device, precision(options))
+    runtime = Runtime(options.device, "32" if options.precision == "auto" else options.precision)
     tell = say if runtime.rank == 0 else quiet
     try:
         workspace = workspace_of(data, out)
@@ -60,7 +60,9 @@ def train(
         _, manifest, made = plan(data, out=out, options=plan_options, jobs=jobs)
         for reason in made.reasons:
             tell(f"  {reason}")
-        job = resolve(workspace, manifest, made, options, gpu=runtime.device.type == "cuda")
+        gpu = runtime.device.type == "cuda"
+        usual = runtime.usual_precision()
+        job = resolve(workspace, manifest, made, options, gpu=gpu, precision=usual)
         return _train(job, runtime, progress, tell)
     finally:
         runtime.close()
@@ -73,9 +75,10 @@ def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | No
         say(f"{folder}/ is finished already, nothing to do")
         return folder
     same_or_refuse(folder, job.stage)
+    runtime.use(runtime.usual_precision() if chosen["precision"] == "auto" else chosen["precision"])
     minutes = round((chosen["budget_s"] or 0) / 60)
     say(
-        f"{chosen['method']} ({chosen['preset']}) on {runtime.device}, "
+        f"{chosen['method']} ({chosen['preset']}) on {runtime.device} at {runtime.precision}, "
         f"{runtime.world} rank{'s' * (runtime.world > 1)}: "
         f"{len(job.train)} training and {len(job.validation)} validation cases, "
         f"ends {f'in about {minutes} min' if minutes else 'after ' + str(chosen['updates']) + ' updates'}"

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -36,12 +36,34 @@ class Runtime:
         self.world = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.device = _device(device)
-        self.precision: Precision = precision
+        self.precision: Precision = "32"
+        self.use(precision)
         self._owner = False
         if self.world > 1 and not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, timeout=TIMEOUT)
             self._owner = True
+
+    def use(self, precision: str) -> None:
+        """Compute at `precision` from here on.
+
+        Raises:
+            ConfigError: no such precision, or the device cannot compute at it.
+        """
+        known = get_args(Precision)
+        if precision not in known:
+            raise ConfigError(f"--precision {precision}: expected {', '.join(known)}")
+        if precision == "bf16-mixed" and self.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+            raise ConfigError(
+                f"--precision {precision}: {torch.cuda.get_device_name(self.device)} has no bfloat16; "
+                "use --device cpu, or a new run (--name) with --precision 16-mixed or 32"
+            )
+        self.precision = precision  # type: ignore[assignment]
+
+    def usual_precision(self) -> Precision:
+        """Return what "auto" stands for on this device."""
+        gpu = self.device.type == "cuda"
+        return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32"
 
     def close(self) -> None:
         """Leave the group."""
