@@ -82,10 +82,18 @@ def _marginal_log(logits: Tensor, known: Tensor) -> Tensor:
     return torch.cat([merged, log_p[:, 1:]], dim=1)
 
 
-def soft_dice(logits: Tensor, label: Tensor, annotated: Tensor, classes: Classes) -> Tensor:
+def soft_dice(
+    logits: Tensor,
+    label: Tensor,
+    annotated: Tensor,
+    classes: Classes,
+    *,
+    smooth: tuple[float, float] = (DICE_SMOOTH, DICE_SMOOTH),
+) -> Tensor:
     """Return 1 - mean soft Dice over annotated foreground classes, per sample, then the mean over samples.
 
-    Arguments as in `cross_entropy`. A sample in which nothing was annotated gives zero.
+    Arguments as in `cross_entropy`, and `smooth`, what is added to numerator and denominator. A sample in
+    which nothing was annotated gives zero.
     """
     p = probabilities(logits, classes) * (label != IGNORE).unsqueeze(1)
     target = one_hot(label, classes)
@@ -93,7 +101,7 @@ def soft_dice(logits: Tensor, label: Tensor, annotated: Tensor, classes: Classes
     if not classes.regions:
         p, target, known = p[:, 1:], target[:, 1:], known[:, 1:]
     dims = tuple(range(2, p.ndim))
-    overlap = 2 * (p * target).sum(dims) + DICE_SMOOTH
-    total = p.sum(dims) + target.sum(dims) + DICE_SMOOTH
+    overlap = 2 * (p * target).sum(dims) + smooth[0]
+    total = p.sum(dims) + target.sum(dims) + smooth[1]
     per_class = (1 - overlap / total) * known
     return (per_class.sum(1) / known.sum(1).clamp(min=1)).mean()

@@ -9,7 +9,10 @@ from seguro.core.errors import ConfigError
 if TYPE_CHECKING:
     from seguro.methods.contract import Method
 
-TABLE: dict[str, str] = {"supervised": "seguro.methods.supervised.method:Supervised"}
+TABLE: dict[str, str] = {
+    "supervised": "seguro.methods.supervised.method:Supervised",
+    "rog": "seguro.methods.rog.method:Rog",
+}
 """Name -> module:class; imported only when asked for."""
 
 

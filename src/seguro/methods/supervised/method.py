@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seguro.data.augment import draw as draw_augmentation
-from seguro.data.augment import patch_of
 from seguro.data.plan import Plan
-from seguro.data.sampling import centre, patch_size
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
-from seguro.methods.contract import (
-    Batch,
-    Build,
-    Needs,
-    Optim,
-    Predictor,
-    Run,
-    Schedule,
-    Slices,
-    Support,
-    Windows,
-)
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
+from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch
 from seguro.methods.supervised.config import PRESETS, SupervisedConfig
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """One patch with its label; stacked along a first axis it is the batch."""
-
-    image: NDArray[np.float32]
-    """(C, *patch) with `patch` of the plan's dimensions."""
-    label: NDArray[np.uint8]
-    """(*patch) stored labels."""
-    annotated: NDArray[np.float32]
-    """(foreground,) 1 where the class was looked for."""
 
 
 class Supervised:
@@ -84,20 +57,8 @@ class Supervised:
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Labelled:
         """Return one augmented patch of a random labelled case."""
         case = cases[int(rng.choice(cases.labelled))]
-        patch = patch_size(self.plan.patch, self.plan.slice_axis)
-        middle = centre(case, patch, rng, p_foreground=self.config.p_foreground)
-        drawn = draw_augmentation(
-            rng,
-            self.config.augment,
-            spacing=case.grid.spacing,
-            patch=patch,
-            mirror=self.plan.mirror,
-            classes=self.plan.classes,
-        )
-        image, label = patch_of(case, middle, patch, drawn)
-        shape = self.plan.patch
-        labels = cast(NDArray[np.uint8], label)  # the case is one of `cases.labelled`
-        return Labelled(image.reshape(-1, *shape), labels.reshape(shape), case.annotated)
+        c = self.config
+        return labelled_patch(case, self.plan, c.augment, rng, p_foreground=c.p_foreground)
 
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step on Dice plus cross entropy."""
@@ -125,23 +86,3 @@ class Supervised:
     def shared(self) -> list[str]:
         """Everything may leave a site."""
         return list(self.modules.state_dict())
-
-
-class NetworkPredictor(Predictor):
-    """A plain network as predictor: windows in 3-D, slices in 2-D."""
-
-    def __init__(self, network: nn.Module, plan: Plan, *, overlap: float = 0.5) -> None:
-        super().__init__()
-        self.network = network
-        self.classes = plan.classes
-        self.dims = plan.dims
-        if plan.dims == 3:
-            self.tiling = Windows((plan.patch[0], plan.patch[1], plan.patch[2]), overlap)
-        else:
-            self.tiling = Slices(plan.slice_axis, (plan.patch[0], plan.patch[1]), overlap)
-
-    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
-        """Return logits (N, n, Z, Y, X) of (N, C, Z, Y, X); 2-D networks see (N, C, Y, X) of one slice."""
-        if self.dims == 3:
-            return self.network(x)  # type: ignore[no-any-return]
-        return self.network(x.squeeze(2)).unsqueeze(2)  # type: ignore[no-any-return]

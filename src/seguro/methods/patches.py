@@ -1,0 +1,71 @@
+"""What patch-based methods share: a labelled patch of a case, and a plain network as predictor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seguro.data.augment import Augment, patch_of
+from seguro.data.augment import draw as draw_augmentation
+from seguro.data.plan import Plan
+from seguro.data.sampling import centre, patch_size
+from seguro.data.store import Stored
+from seguro.methods.contract import Predictor, Slices, Support, Windows
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One patch with its label; stacked along a first axis it is the batch."""
+
+    image: NDArray[np.float32]
+    """(C, *patch) with `patch` of the plan's dimensions."""
+    label: NDArray[np.uint8]
+    """(*patch) stored labels."""
+    annotated: NDArray[np.float32]
+    """(foreground,) 1 where the class was looked for."""
+
+
+def labelled_patch(
+    case: Stored, plan: Plan, augment: Augment, rng: np.random.Generator, *, p_foreground: float
+) -> Labelled:
+    """Return one augmented patch of a labelled case.
+
+    Args:
+        case: has a label.
+        plan: gives patch, mirroring and classes.
+        augment: how strongly it is changed.
+        rng: the only source of randomness.
+        p_foreground: probability that the patch is centered on a foreground voxel.
+    """
+    patch = patch_size(plan.patch, plan.slice_axis)
+    middle = centre(case, patch, rng, p_foreground=p_foreground)
+    drawn = draw_augmentation(
+        rng, augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
+    )
+    image, label = patch_of(case, middle, patch, drawn)
+    labels = cast(NDArray[np.uint8], label)  # the case is labelled
+    return Labelled(image.reshape(-1, *plan.patch), labels.reshape(plan.patch), case.annotated)
+
+
+class NetworkPredictor(Predictor):
+    """A plain network as predictor: windows in 3-D, slices in 2-D."""
+
+    def __init__(self, network: nn.Module, plan: Plan, *, overlap: float = 0.5) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = plan.classes
+        self.dims = plan.dims
+        if plan.dims == 3:
+            self.tiling = Windows((plan.patch[0], plan.patch[1], plan.patch[2]), overlap)
+        else:
+            self.tiling = Slices(plan.slice_axis, (plan.patch[0], plan.patch[1]), overlap)
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (N, n, Z, Y, X) of (N, C, Z, Y, X); 2-D networks see (N, C, Y, X) of one slice."""
+        if self.dims == 3:
+            return self.network(x)  # type: ignore[no-any-return]
+        return self.network(x.squeeze(2)).unsqueeze(2)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""ROG: a network that does not break when its input is perturbed."""
