@@ -1,4 +1,4 @@
-"""Compare the scores of several runs on the same cases: means with intervals, paired differences, tests."""
+"""Compare runs on the same cases, by their scores or under attack: means with intervals, paired tests."""
 
 from __future__ import annotations
 
@@ -156,8 +156,12 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Score or run folders; the first is the reference.")],
-    out: Annotated[Path | None, typer.Option(help="Folder to write comparison.json into.")] = None,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Score, run or attack folders; the first is the reference.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write comparison.json (attacks: robustness.json) into.")
+    ] = None,
     metrics: Annotated[str, typer.Option(help="Metrics to print, comma-separated.")] = "dice,hd95",
     intersect: Annotated[
         bool, typer.Option("--intersect", help="Compare on the cases that all runs share.")
@@ -166,7 +170,12 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Run the command."""
+    from seguro.cli.robustness import all_attacks
     from seguro.evaluation.scores import check_metrics
+
+    if all_attacks(runs):
+        _compare_attacks(runs, out, intersect, seed, as_json)
+        return
 
     shown = [m.strip() for m in metrics.split(",") if m.strip()]
     check_metrics(shown)
@@ -185,6 +194,21 @@ def compare(
         warnings=comparison.warnings,
         then=f"seguro report {run}" if run else None,
     )
+
+
+def _compare_attacks(
+    folders: list[Path], out: Path | None, intersect: bool, seed: int, as_json: bool
+) -> None:
+    from seguro.cli import robustness
+
+    comparison = robustness.compare_attacks(folders, intersect=intersect, seed=seed)
+    result = robustness.comparison_json(comparison)
+    text = console(as_json)
+    robustness.print_comparison(text, comparison)
+    if out is not None:
+        write_json(out / "robustness.json", result)
+        text.print(f"written: {out / 'robustness.json'}")
+    finish(text, result=result, as_json=as_json, warnings=comparison.warnings)
 
 
 def _print(text: Console, comparison: Comparison, metrics: list[str]) -> None:

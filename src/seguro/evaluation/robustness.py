@@ -42,9 +42,9 @@ from seguro.evaluation.statistics import ALL, FAILURES, MEAN, Floats, cluster_in
 
 __all__ = [
     "AreaRow", "CaseRow", "CurveRow", "MinimumRow", "MinimumSummary", "PairedArea", "RobustRow", "SizeRow",
-    "WeightedRow", "areas", "auc", "by_case", "by_size", "curves", "minimum_summary", "paired_areas",
-    "pooled", "read_csv", "read_minimum", "summary", "weighted_score", "write_csv", "write_minimum",
-    "write_summary",
+    "WeightedRow", "areas", "auc", "by_case", "by_size", "common", "curves", "minimum_summary",
+    "paired_areas", "pooled", "read_csv", "read_minimum", "summary", "weighted_score", "write_csv",
+    "write_minimum", "write_summary",
 ]  # fmt: skip
 
 ALPHA = 2 / 3
