@@ -1,6 +1,7 @@
 """`seguro predict`: which arguments are models, where it writes, what it says next."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -97,6 +98,24 @@ def test_validation_cases_are_predicted_by_the_run_that_did_not_see_them(workspa
     assert [p["out"] for p in result["predictions"]] == [
         str(r / "predictions" / "validation") for r in (run0, run1)
     ]
+
+
+def test_the_report_prints_the_command_that_predicts_the_same(workspace, run0, run1, monkeypatch, capsys):
+    from seguro.report.commands import commands
+
+    options = ["--flips", "--overlap", "0.3", "--batch", "2", "--cases", "test"]
+    out = run0 / "predictions" / "test-ensemble2"
+    first = call(capsys, run0, run1, *options)
+    assert first["predictions"][0]["out"] == str(out)
+    stage = (out / "stage.json").read_text()
+    lines = commands(workspace, run0, out.name, {}, lambda *a: {})
+    words = shlex.split(next(x for x in lines if x.startswith("seguro predict")))
+    shutil.rmtree(out)
+    monkeypatch.chdir(workspace.parent)
+    call(capsys, *words[2:])
+    again = json.loads((out / "stage.json").read_text())
+    assert again["key"] == json.loads(stage)["key"] and again["outputs"] == json.loads(stage)["outputs"]
+    shutil.rmtree(out)  # other tests count the sets
 
 
 def test_dry_run_writes_nothing(run0, phantom_folder, tmp_path, capsys):

@@ -106,13 +106,14 @@ def _earlier_caveats(folder: Path) -> tuple[str, ...]:
 def _readers() -> Readers:
     from seguro.data.formats import read_label
     from seguro.data.manifest import read_case, read_case_label
+    from seguro.evaluation import METRICS
     from seguro.evaluation.scores import read_csv
     from seguro.report.cases import Readers
 
     def truth(case: Case, manifest: Manifest, grid: Grid) -> Volume | None:
         return read_case_label(case, manifest, like=grid)
 
-    return Readers(image=read_case, truth=truth, label=read_label, scores=read_csv, settings=_settings)
+    return Readers(read_case, truth, read_label, read_csv, _settings, tuple(METRICS))
 
 
 def _settings(method: str, preset: str, network: str | None) -> Mapping[str, Any]:

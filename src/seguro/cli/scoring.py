@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,6 +69,8 @@ class Task:
     found: Predictions
     classes: Classes
     excluded: list[Excluded]
+    told: dict[str, Any]
+    """What else was asked for; recorded, and in the key only by what it selects."""
 
 
 def evaluate_folder(predictions: Path, *, n_jobs: int = -1, **options: Any) -> Evaluation:
@@ -86,7 +88,7 @@ def evaluate_folder(predictions: Path, *, n_jobs: int = -1, **options: Any) -> E
     with locked(task.stage.folder):
         if task.stage.done():
             return _load(task.stage.folder, task.classes)
-        return _score(task.stage, task.jobs, task.found, task.classes, task.excluded, n_jobs)
+        return _score(task.stage, task.jobs, task.found, task.classes, task.excluded, task.told, n_jobs)
 
 
 def task_of(
@@ -144,7 +146,8 @@ def task_of(
     if found.classes is not None:
         refuse_other_classes(found.classes, classes, predictions)
     stage = _stage(found, jobs, classes, excluded, out, tolerance_mm, metrics, resample, seed)
-    return Task(stage, jobs, found, classes, excluded)
+    told = {"split": split, "truth": truth is not None}
+    return Task(stage, jobs, found, classes, excluded, told)
 
 
 def _stage(
@@ -186,6 +189,7 @@ def _score(
     found: Predictions,
     classes: Classes,
     excluded: list[Excluded],
+    told: Mapping[str, Any],
     n_jobs: int,
 ) -> Evaluation:
     """Score the jobs in parallel, then summarize and write."""
@@ -252,6 +256,7 @@ def _score(
         stage.finish(
             [stage.folder / "scores.csv", stage.folder / "summary.json"],
             seed=config["seed"],
+            **told,
             warnings=warnings.lines(),
         )
     return Evaluation(

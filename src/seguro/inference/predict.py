@@ -133,7 +133,8 @@ def predict(
         "probabilities": probabilities,
     }
     with locked(out):
-        job = _Job(ensemble, out, options, warnings, progress)
+        told = {"spacing": spacing, "repair": repair}
+        job = _Job(ensemble, out, options, warnings, progress, told)
         listing.refuse_other(out, models=job.models, inputs=listing.sources(items))
         return job.run(items)
 
@@ -181,7 +182,9 @@ class _Job:
         options: Mapping[str, Any],
         warnings: Warnings,
         progress: Callable[[CaseProgress], None] | None,
+        told: Mapping[str, Any],
     ) -> None:
+        self.told = told
         self.ensemble = ensemble
         self.out = out
         self.options = options
@@ -343,6 +346,7 @@ class _Job:
             failed=dict(failed),
             n_cases=len(items),
             warnings=self.warnings.lines(),
+            **self.told,
         )
 
 

@@ -31,6 +31,8 @@ class Readers:
     scores: Callable[[Path], Sequence[ScoreRow]]
     settings: Callable[[str, str, str | None], Mapping[str, Any]]
     """The resolved fields of (method, preset, network) with nothing set by hand."""
+    metrics: tuple[str, ...] = ()
+    """Those that are computed when none are named."""
 
 
 def case_means(rows: Sequence[ScoreRow]) -> dict[str, float | None]:

@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from seguro.core.files import sha256_json
+from seguro.core.stage import STAGE_FILE
 from seguro.report.stages import read_object
 
 Defaults = Callable[[str, str, str | None], Mapping[str, Any]]
 """The resolved fields of (method, preset, network) with nothing set by hand."""
 OPTIONS = {"seed": 0, "precision": "auto", "validations": 20, "patience": 0}
 """Options of `seguro train` by the name they have in config.yaml; the default is not written out."""
-PLAN_OPTIONS = {"memory": "memory_gib", "dims": "dims", "seed": "seed"}
+PLAN_OPTIONS = {
+    "memory": "memory_gib",
+    "dims": "dims",
+    "full-resolution": "full_resolution",
+    "seed": "seed",
+}
 """Options of `seguro plan`, by the names that its stage records."""
-CASES = ("test", "validation")
+CHECK_OPTIONS = ("spacing", "classes", "channels", "quarantine", "repair")
+"""Options of `seguro check` that its stage records; the table of patients is among what it reads."""
+PREDICT_OPTIONS = {
+    "flips": False,
+    "overlap": None,
+    "probabilities": False,
+    "batch": None,
+    "device": None,
+    "precision": "32",
+}
+"""Options of `seguro predict` by the names that its stage records, with what is not written out."""
+CASES = ("test", "validation", "train", "unlabelled")
 """Names of predicted sets that `seguro predict --cases` knows."""
 
 
 def commands(
-    workspace: Path, run: Path, scored: str, config: Mapping[str, Any], defaults: Defaults
+    workspace: Path,
+    run: Path,
+    scored: str,
+    config: Mapping[str, Any],
+    defaults: Defaults,
+    *,
+    scores: Path | None = None,
+    metrics: Sequence[str] = (),
+    caveats: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Return the commands from the data folder (written DATA) to this report.
 
@@ -32,27 +58,102 @@ def commands(
         scored: name of the set on the page, "" for none.
         config: content of config.yaml; {} when it cannot be read.
         defaults: tells which fields were set by hand.
+        scores: folder of the scores on the page, None for none.
+        metrics: those that `seguro evaluate` computes when none are named.
+        caveats: sentences that the report was given.
+
+    Words in capitals stand for what the folders do not say: where the data, images or labels lie.
     """
     place = ["DATA", "--out", workspace.name]
     where = f"{workspace.name}/runs/{run.name}"
-    known = scored in CASES
+    predictions = run / "predictions" / scored
+    named = f"{where}/predictions/{scored}" if scored else where
     lines = (
-        ["check", *place],
+        ["check", *place, *_check(workspace)],
         ["plan", *place, *_plan(workspace)],
         ["train", *place, "--name", run.name, *_train(run, config, defaults)],
-        ["predict", where, *(["--cases", scored] if known else ["IMAGES"])],
-        ["evaluate", f"{where}/predictions/{scored}" if known else where],
-        ["report", where],
+        ["predict", *_predict(workspace, run, scored, read_object(predictions / STAGE_FILE))],
+        ["evaluate", named, *_evaluate(read_object(scores / STAGE_FILE) if scores else {}, metrics)],
+        ["report", where, *(w for c in caveats for w in ("--caveat", c))],
     )
     return tuple(shlex.join(["seguro", *line]) for line in lines)
 
 
+def _option(name: str, value: Any) -> Iterator[str]:
+    """Yield an option as words; nothing for one that is off or not given."""
+    if value is None or value is False or value == []:
+        return
+    yield f"--{name}"
+    if isinstance(value, list):
+        yield ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+    elif value is not True:
+        yield str(value)
+
+
+def _check(workspace: Path) -> Iterator[str]:
+    """Yield what the check was told about the data."""
+    stage = read_object(workspace / "check" / STAGE_FILE)
+    for name in CHECK_OPTIONS:
+        yield from _option(name, stage.get("config", {}).get(name))
+    if "--patients" in stage.get("reads", {}):
+        yield from ("--patients", "PATIENTS.csv")  # its folder is nobody's business
+
+
 def _plan(workspace: Path) -> Iterator[str]:
     """Yield the options that the plan was made with."""
-    made = read_object(workspace / "plan" / "stage.json").get("config", {})
+    made = read_object(workspace / "plan" / STAGE_FILE).get("config", {})
     for option, key in PLAN_OPTIONS.items():
-        if made.get(key) is not None:
-            yield from (f"--{option}", str(made[key]))
+        yield from _option(option, made.get(key))
+
+
+def _predict(workspace: Path, run: Path, scored: str, stage: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the models of the prediction, whose cases it is of, and its options."""
+    where = f"{workspace.name}/runs/{run.name}"
+    reads = stage.get("reads", {})
+    others = [reads[f"model/{i}"] for i in range(1, sum(name.startswith("model/") for name in reads))]
+    cases = scored.removesuffix(f"-ensemble{len(others) + 1}") if others else scored
+    yield where
+    if cases not in CASES:
+        yield "IMAGES"
+    for sha in others:
+        yield from ("--also", _named(workspace, sha, _model_sha256))
+    if cases in CASES:
+        yield from ("--cases", cases)
+    elif scored:
+        yield from ("--out", f"{where}/predictions/{scored}")
+    for name, usual in PREDICT_OPTIONS.items():
+        value = stage.get("config", {}).get(name, usual)
+        yield from _option(name, None if value == usual else value)
+    for name in ("spacing", "repair"):
+        yield from _option(name, stage.get("recorded", {}).get(name))
+
+
+def _named(workspace: Path, sha: str, of: Callable[[Mapping[str, Any]], str]) -> str:
+    """Return the run of the workspace whose model has this hash, or a word for a model from elsewhere."""
+    for file in sorted((workspace / "runs").glob("*/model/model.json")):
+        if of(read_object(file)) == sha:
+            return f"{workspace.name}/runs/{file.parent.parent.name}"
+    return "MODEL"
+
+
+def _model_sha256(facts: Mapping[str, Any]) -> str:
+    """Return the hash that a prediction records of its model: over its weights and what describes them."""
+    return sha256_json([facts.get("weights_sha256"), facts])
+
+
+def _evaluate(stage: Mapping[str, Any], metrics: Sequence[str]) -> Iterator[str]:
+    """Yield the options that the scores were made with."""
+    config, recorded = stage.get("config", {}), stage.get("recorded", {})
+    if recorded.get("truth"):
+        yield from ("--truth", "LABELS")
+    if config.get("tolerance_mm", 2.0) != 2.0:
+        yield from _option("tolerance", config["tolerance_mm"])
+    if config.get("metrics") and config["metrics"] != list(metrics):
+        yield from _option("metrics", config["metrics"])
+    yield from _option("split", recorded.get("split"))
+    yield from _option("resample", config.get("resample"))
+    if config.get("seed"):
+        yield from _option("seed", config["seed"])
 
 
 def _train(run: Path, config: Mapping[str, Any], defaults: Defaults) -> Iterator[str]:
@@ -80,8 +181,11 @@ def _train(run: Path, config: Mapping[str, Any], defaults: Defaults) -> Iterator
         value = config.get(key, default)
         if key == "seed" or value != default:
             yield from (f"--{key}", str(value))
-    if "init" in read_object(run / "stage.json").get("reads", {}):
-        yield from ("--init", "MODEL")
+    if init := read_object(run / STAGE_FILE).get("reads", {}).get("init"):
+        yield from (
+            "--init",
+            _named(run.resolve().parent.parent, init, lambda m: str(m.get("weights_sha256"))),
+        )
 
 
 def _changed(
