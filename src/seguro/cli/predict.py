@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seguro.api.selection import CASES, cases_for, is_model, is_own, manifest_for, run_of
 from seguro.cli.terminal import AsJson, DryRun, console, finish
 from seguro.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from seguro.core.types import Case, Manifest, ThreeF
+    from seguro.core.types import Case, ThreeF
     from seguro.inference.predict import CaseProgress, PredictionReport
 
-CASES = ("test", "validation", "train", "unlabelled")
 SHOWN = 10
 """Failed and flagged cases listed on the terminal; all are in predictions.json."""
 
@@ -162,19 +162,6 @@ def split(
     return models, images
 
 
-def is_model(path: Path) -> bool:
-    """Return whether `path` is a run with a model or a model folder."""
-    return (path / "model" / "model.json").exists() or (path / "model.json").exists()
-
-
-def run_of(model: Path) -> Path | None:
-    """Return the run that a model belongs to, or None for a bare model folder."""
-    for folder in (model, model.parent):
-        if (folder / "config.yaml").exists() and (folder / "model").is_dir():
-            return folder
-    return None
-
-
 def tasks_of(
     models: Sequence[Path],
     images: Sequence[Path],
@@ -194,26 +181,20 @@ def tasks_of(
     from seguro.inference.inputs import from_manifest
 
     cases = cases or "test"
-    if cases not in CASES:
-        raise ConfigError(f"--cases {cases}: expected {', '.join(CASES)}")
-    workspace, manifest = _manifest(models[0], data, data_root)
+    workspace, manifest = manifest_for(models[0], data, data_root)
     name = cases if is_own(workspace, models[0]) else f"{workspace.resolve().stem}-{cases}"
     groups: list[tuple[list[Path], Sequence[Case]]]
     if cases == "validation":
-        groups = [([m], validation_cases(m, manifest)) for m in models]
+        groups = [([m], cases_for(m, manifest, cases)) for m in models]
     else:
-        groups = [(list(models), manifest.of(cases))]  # type: ignore[arg-type]
+        groups = [(list(models), cases_for(models[0], manifest, cases))]
     out_of: Callable[[Sequence[Path]], Path] = lambda m: default_out(m, name)  # noqa: E731
     if out is not None:
         out_of = lambda m: out if len(groups) == 1 else out / (run_of(m[0]) or m[0]).name  # noqa: E731
-    tasks = [
+    return [
         Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m), workspace)
         for m, chosen in groups
     ]
-    for task in tasks:
-        if not task.n:
-            raise ConfigError(f"--cases {cases}: {manifest.name} has none; choose other --cases")
-    return tasks
 
 
 def _file_name(images: Sequence[Path]) -> str:
@@ -228,55 +209,6 @@ def default_out(models: Sequence[Path], name: str) -> Path:
     if run is None:
         return Path("predictions")
     return run / "predictions" / (name if len(models) == 1 else f"{name}-ensemble{len(models)}")
-
-
-def is_own(workspace: Path, model: Path) -> bool:
-    """Return whether the workspace is the one that the model's run lies in; a bare model lies in none."""
-    run = run_of(model)
-    return run is None or run.resolve().parent.parent == workspace.resolve()
-
-
-def _manifest(model: Path, data: Path | None, data_root: Path | None) -> tuple[Path, Manifest]:
-    """Return the workspace of --data, or that of the run, with its manifest.
-
-    A data folder given as --data is also where the files are read, wherever they were before.
-    """
-    from seguro.api import is_workspace, workspace_of
-    from seguro.data import manifest
-
-    run = run_of(model)
-    if data is not None:
-        workspace = workspace_of(data)
-    elif run is not None:
-        workspace = run.parent.parent
-    else:
-        raise ConfigError(
-            f"{model} is a bare model folder in no workspace; say whose cases: --data WORKSPACE"
-        )
-    if not is_workspace(workspace):
-        raise ConfigError(
-            f"{workspace}: no workspace (no check/manifest.json); run first: seguro check {data or 'DATA'}"
-        )
-    root = data_root or (data if data is not None and not is_workspace(data) else None)
-    return workspace, manifest.load(workspace / "check" / "manifest.json", data_root=root)
-
-
-def validation_cases(model: Path, manifest: Manifest) -> tuple[Case, ...]:
-    """Return the cases that the model's run validated on."""
-    from seguro.core.files import read_json
-
-    run = run_of(model)
-    if run is None or not (run / "cases.json").exists():
-        raise ConfigError(
-            f"{model}: a bare model folder does not say its fold; give the run for --cases validation"
-        )
-    ids = set(read_json(run / "cases.json")["validation"])
-    if not ids:
-        raise ConfigError(f"{run}: trained on every case, none is left; use --cases test")
-    chosen = tuple(c for c in manifest.cases if c.id in ids)
-    if lost := sorted(ids - {c.id for c in chosen}):
-        raise ConfigError(f"{run}: validated on {lost[0]} and others that are no longer in {manifest.root}")
-    return tuple(sorted(chosen, key=lambda c: c.id))
 
 
 def three(text: str | None) -> ThreeF | None:
