@@ -248,8 +248,9 @@ def _report(listing: Listing, inspections: list[Inspection], options: Options, f
         _label_values(inspections, classes, mask_names)
     people = _people(listing, options, warnings)
     annotated = _annotated(listing, classes, warnings)
+    by_id = {i.found.id: i for i in inspections}
     for leak in find_leaks(inspections, people):
-        owner = next(i for i in inspections if i.found.id == leak.problem.case)
+        owner = by_id[leak.problem.case]
         (owner.errors if leak.severe else owner.warnings).append(leak.problem)
     good = [i for i in inspections if not i.errors]
     cases = tuple(_case(i, people[i.found.id], classes, mask_names, annotated.get(i.found.id)) for i in good)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Set
 from pathlib import Path
 
 from seguro.core.errors import DataError
@@ -43,7 +44,7 @@ def list_folder(root: Path) -> Listing:
     image_folder = next((f for f in IMAGE_FOLDERS if f in subfolders and files(root, f)), None)
     if image_folder is not None:
         found, masks = _pair_folders(root, image_folder, subfolders, "", findings)
-    elif sites := [s for s in subfolders if any(files(root, f"{s}/{f}") for f in IMAGE_FOLDERS)]:
+    elif sites := [s for s in subfolders if _image_folder(root, s)]:
         found, masks = _sites(root, sites, findings)
     elif files(root, "."):
         found, masks = _side_by_side(root, findings)
@@ -60,6 +61,12 @@ def list_folder(root: Path) -> Listing:
         errors=tuple(findings.errors),
         warnings=tuple(findings.warnings),
     )
+
+
+def _image_folder(root: Path, site: str) -> str | None:
+    """Return the image folder of a site folder, which is opened once: there may be very many."""
+    inside = {e.name for e in os.scandir(root / site) if e.is_dir()}
+    return next((f for f in IMAGE_FOLDERS if f in inside and files(root, f"{site}/{f}")), None)
 
 
 def _unknown(root: Path, subfolders: list[str]) -> str:
@@ -122,11 +129,13 @@ def _match(stems: set[str], labels: dict[str, Path], findings: Findings, folder:
     """Return label files by image stem: equal, or stem and suffix; what fits no image is an error."""
     out: dict[str, Path] = {}
     lost: list[tuple[str, Path]] = []
-    tails = Counter(s.split("_", 1)[-1] for s in stems)
+    tails: dict[str, list[str]] = defaultdict(list)
+    for stem in stems:
+        tails[stem.split("_", 1)[-1]].append(stem)
     for stem, path in labels.items():
         owner = stem if stem in stems else _owner(stem, stems)
-        if owner is None and tails.get(stem) == 1:  # G_2023.png has the label 2023.png
-            owner = next(s for s in stems if s.split("_", 1)[-1] == stem)
+        if owner is None and len(tails.get(stem, ())) == 1:  # G_2023.png has the label 2023.png
+            owner = tails[stem][0]
         if owner is None:
             lost.append((stem, path))
         elif owner in out:
@@ -142,7 +151,7 @@ def _match(stems: set[str], labels: dict[str, Path], findings: Findings, folder:
     return out
 
 
-def _owner(stem: str, stems: set[str]) -> str | None:
+def _owner(stem: str, stems: Set[str]) -> str | None:
     """Return the longest image stem that `stem` begins with, up to a separator."""
     for match in reversed(list(re.finditer(r"[_\-.]", stem))):
         if stem[: match.start()] in stems:
@@ -156,7 +165,9 @@ def _sites(root: Path, sites: list[str], findings: Findings) -> tuple[list[Found
     kinds: set[tuple[str, ...]] = set()
     for site in sites:
         subfolders = sorted(e.name for e in os.scandir(root / site) if e.is_dir())
-        image_folder = next(f for f in IMAGE_FOLDERS if files(root, f"{site}/{f}"))
+        image_folder = _image_folder(root, site)
+        if image_folder is None:
+            continue
         found, masks = _pair_folders(root, image_folder, subfolders, site, findings, site)
         parts += found
         kinds.add(masks)
@@ -177,7 +188,7 @@ def _side_by_side(root: Path, findings: Findings) -> tuple[list[Found], tuple[st
     all_files = files(root, ".")
     owners: dict[str, tuple[str, str]] = {}
     for stem in all_files:
-        owner = _owner(stem, set(all_files) - {stem})
+        owner = _owner(stem, all_files.keys())
         if owner and _LABEL_WORD.search(stem[len(owner) + 1 :]):
             owners[stem] = (owner, stem[len(owner) + 1 :])
     images = [s for s in all_files if s not in owners]
@@ -191,9 +202,12 @@ def _side_by_side(root: Path, findings: Findings) -> tuple[list[Found], tuple[st
     masks = tuple(dict.fromkeys(class_name(k) for k in kinds)) if len(kinds) > 1 else ()
     if masks and len(masks) != len(kinds):
         masks = tuple(kinds)
+    labels_of: dict[str, dict[str, Path]] = defaultdict(dict)
+    for label, (owner, kind) in owners.items():
+        labels_of[owner][kind] = all_files[label]
     found, bare = [], []
     for stem in images:
-        mine = {kind: all_files[label] for label, (owner, kind) in owners.items() if owner == stem}
+        mine = labels_of.get(stem, {})
         labels = tuple(mine.get(k) for k in kinds)
         if any(labels):
             found.append(Found(stem, (all_files[stem],), labels, "train"))
