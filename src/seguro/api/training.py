@@ -103,7 +103,8 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
 
     from seguro.core.seeds import derive
     from seguro.data.store import Cases
-    from seguro.engine.loop import Limits, Loop
+    from seguro.engine.limits import Limits
+    from seguro.engine.loop import Loop
     from seguro.engine.model import load_weights
     from seguro.inference.validate import dice_validation
     from seguro.methods import get

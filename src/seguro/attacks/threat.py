@@ -15,6 +15,7 @@ from seguro.data.plan import Plan
 SLACK = 1e-6
 """Rounding by which a change may exceed epsilon, as a fraction of the box."""
 _TEXT = re.compile(r"^(?P<value>\d+(\.\d*)?([eE][-+]?\d+)?)\s*(?P<unit>/255|range|%|hu|sd)$", re.IGNORECASE)
+UNITS = {"range": "255ths of each channel's range", "hu": "HU", "sd": "standard deviations"}
 _FORMS = "8/255 or 3% or 0.03range (of each channel's range), 20HU (CT), 0.1sd (of the scaled image)"
 
 Unit = Literal["range", "hu", "sd"]
@@ -30,6 +31,11 @@ class Epsilon:
 
     value: float
     unit: Unit
+
+    @property
+    def number(self) -> float:
+        """The value as it stands in tables: 255ths of the range, Hounsfield units or standard deviations."""
+        return round(self.value * 255, 6) if self.unit == "range" else self.value
 
     def __str__(self) -> str:
         if self.unit == "range":
@@ -56,6 +62,28 @@ def parse_epsilon(text: str) -> Epsilon:
     if kind == "range" and value / divide > 1:
         raise ConfigError(f"epsilon {text!r} exceeds the whole range of the channel; expected at most 1range")
     return Epsilon(value / divide, kind)
+
+
+def parse_epsilons(text: str) -> tuple[Epsilon, ...]:
+    """Return the strengths in a list like "0,5,8,16" (255ths of the range) or "0,10HU,20HU", rising, 0 first.
+
+    Whole numbers are 255ths, as the field writes them; everything else needs its unit.
+
+    Raises:
+        ConfigError: no unit, mixed units, or nothing above zero.
+
+    Example:
+        >>> [str(e) for e in parse_epsilons("5,16")]
+        ['0/255', '5/255', '16/255']
+    """
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    found = [parse_epsilon(f"{p}/255" if re.fullmatch(r"\d+", p) else p) for p in parts]
+    units = {e.unit for e in found if e.value > 0}
+    if len(units) != 1:
+        told = "nothing above zero" if not units else f"several units ({', '.join(sorted(units))})"
+        raise ConfigError(f"--eps {text!r}: {told}; write one list such as 0,5,8,16 or 0,10HU,20HU")
+    unit = units.pop()
+    return tuple(Epsilon(v, unit) for v in sorted({0.0, *(e.value for e in found)}))
 
 
 @dataclass(frozen=True)
@@ -109,8 +137,8 @@ class Threat:
             n, c = (int(v) for v in outside.nonzero()[0])
             raise ConfigError(
                 f"sample {n}, channel {c}: values from {float(low[n, c]):.4g} to {float(high[n, c]):.4g} lie "
-                f"outside the box {float(self.low[n, c]):.4g} to {float(self.high[n, c]):.4g}; give the box of "
-                "the image as the model sees it"
+                f"outside the box {float(self.low[n, c]):.4g} to {float(self.high[n, c]):.4g}; give the box "
+                "of the image as the model sees it"
             )
 
     def verify(self, adversarial: Tensor, x: Tensor) -> None:

@@ -164,6 +164,9 @@ class Found:
     """Per sample: "zero gradient", "nan", ..."""
     trace: Tensor | None = None
     """(steps, N) best value of the steering objective so far."""
+    minimum: Tensor | None = None
+    """(N,) smallest change found that breaks the sample, in units of the threat's epsilon, infinite where none
+    was; of attacks that look for it."""
 
 
 class Attack(Protocol):

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "Train a model; runs check, plan and prepare first where they are missing.",
     "predict": "Segment scans with one or more trained models.",
     "evaluate": "Score predictions against reference labels.",
+    "attack": "Measure what attacks or corruptions leave of a model's Dice.",
     "compare": "Compare the scores of several runs with paired tests.",
     "report": "Write one offline HTML page about a run.",
     "demo": "Go the whole way on a dozen made subjects in a few minutes.",

@@ -59,6 +59,17 @@ def scale(channel: NDArray[np.floating], how: Intensity) -> NDArray[np.float32]:
     return np.asarray((x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64), dtype=np.float32)
 
 
+def native_unit(channel: NDArray[np.floating], how: Intensity) -> float:
+    """Return how many units of the file one unit of the scaled channel (Z, Y, X) is, before resampling."""
+    if how.scheme == "ct":
+        return max(how.sd, 1e-6)
+    if how.scheme == "zscore":
+        low, high = np.percentile(channel, CLIP)
+        clipped = np.clip(channel, low, high) if high > low else channel
+        return float(np.asarray(clipped).std(dtype=np.float64))
+    return 255.0 if how.scheme == "unit" else 1.0
+
+
 def encode_label(label: NDArray[np.integer], classes: Classes) -> NDArray[np.uint8]:
     """Return stored labels of file values: class indices (exclusive) or the values themselves (regions).
 

@@ -1,0 +1,50 @@
+"""How a model is attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from seguro.core.errors import ConfigError
+from seguro.core.types import Case
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """How a model is attacked."""
+
+    suite: Literal["rog", "strong", "quick", "blackbox"] = "strong"
+    eps: str = "0,5,8,16"
+    """Strengths, see `seguro.attacks.threat.parse_epsilons`."""
+    steps: int = 20
+    restarts: int = 1
+    queries: int = 500
+    whole_volume: bool = False
+    """Attack the volume through its blended windows instead of one patch of each case."""
+    center: Literal["foreground", "middle"] = "foreground"
+    """Of the patch; foreground needs the truth, as published."""
+    box: Literal["own", "window"] = "own"
+    threshold: float | None = None
+    """Mean Dice below which a case is broken; None: half of the mean clean Dice."""
+    cases: str = "validation"
+    limit: int | None = None
+    """So many cases, evenly spread over the list; None for all."""
+    check: int = 3
+    """Cases on which convergence and the unbounded attack are checked."""
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuse counts below one."""
+        if min(self.steps, self.restarts, self.queries, self.limit or 1) < 1:
+            raise ConfigError("iterations, restarts, queries and limit must be at least 1")
+
+
+def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:
+    """Return at most `limit` cases, evenly spread over the list."""
+    if limit is None or limit >= len(cases):
+        return list(cases)
+    return [cases[int(i)] for i in np.linspace(0, len(cases) - 1, limit).round()]

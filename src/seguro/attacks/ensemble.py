@@ -1,0 +1,133 @@
+"""Suites of attacks and their true worst case: per case and class the lowest Dice that any of them found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from seguro.attacks.apgd import APGD
+from seguro.attacks.fab import FAB
+from seguro.attacks.pgd import Noise
+from seguro.attacks.square import Square
+from seguro.attacks.threat import Threat
+from seguro.attacks.victim import Attack, Found, Victim
+from seguro.core.seeds import derive
+from seguro.core.types import Classes
+
+SuiteName = Literal["rog", "strong", "quick", "blackbox"]
+NOISE = "noise"
+WORST = "worst"
+BLACK_BOX = ("square",)
+"""Attacks that only ask for outputs."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard a suite tries."""
+
+    steps: int = 20
+    """Gradient steps of each iterative attack."""
+    restarts: int = 1
+    queries: int = 500
+    """Of the square attack."""
+
+    def doubled(self) -> Effort:
+        """Return twice the steps and queries, for the check of convergence."""
+        return replace(self, steps=2 * self.steps, queries=2 * self.queries)
+
+
+def suite(
+    name: SuiteName, classes: Classes, effort: Effort, *, bar: float | None = None
+) -> tuple[Attack, ...]:
+    """Return the attacks of a suite.
+
+    rog: the paper's four, APGD on cross entropy and on DLR (three classes and more), FAB, Square. strong:
+    ours. quick: its strongest member alone. blackbox: Square alone, for models without gradients.
+
+    Args:
+        name: of the suite.
+        classes: of the task.
+        effort: steps, restarts and queries.
+        bar: mean Dice below which a case counts as broken, for FAB; None leaves FAB out.
+    """
+    n, r = effort.steps, effort.restarts
+    square: Attack = Square(queries=effort.queries, restarts=r)
+    if name == "blackbox":
+        return (square,)
+    strongest: Attack = APGD(STRONGEST, steps=n, restarts=r)
+    if name == "quick":
+        return (strongest,)
+    fab: tuple[Attack, ...] = () if bar is None else (FAB(steps=n, restarts=r, bar=bar),)
+    if name == "rog":
+        margin = "margin" if classes.regions or classes.n < 3 else "dlr"
+        ours: tuple[Attack, ...] = (APGD("ce", steps=n, restarts=r),)
+        return (*ours, *((APGD("dlr", steps=n, restarts=r),) if margin == "dlr" else ()), *fab, square)
+    others = [o for o in FURTHER if o != STRONGEST]
+    return (strongest, *(APGD(o, steps=n, restarts=r) for o in others), *fab, square)
+
+
+STRONGEST = "dice"
+"""Objective of the single attack that left the lowest Dice at equal gradient calls."""
+FURTHER = ("ce", "margin", "segpgd")
+"""Objectives that found lower Dice than STRONGEST on single cases."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a suite found for N samples under one threat."""
+
+    found: dict[str, Found]
+    """By attack, the noise control too."""
+    x: Tensor
+    """(N, C, *size) the worst input of each sample."""
+    score: Tensor
+    """(N,) lowest mean Dice."""
+    dice: Tensor
+    """(N, foreground) Dice of each class at `x`."""
+    lowest: Tensor
+    """(N, foreground) lowest Dice of each class over every input met by any attack."""
+    by: tuple[str, ...]
+    """The attack that found `x`, per sample."""
+
+    def flags(self) -> list[list[str]]:
+        """Return per sample the flags of all attacks, as "attack: flag"."""
+        n = len(self.score)
+        return [
+            [f"{name}: {flag}" for name, f in self.found.items() for flag in f.flags[i]] for i in range(n)
+        ]
+
+
+def run_suite(
+    attacks: Sequence[Attack], victim: Victim, x: Tensor, threat: Threat, *, seed: int, cases: Sequence[str]
+) -> Outcome:
+    """Run every attack on every sample and keep the worst; the order of `attacks` changes no result.
+
+    Args:
+        attacks: with different names.
+        victim: the model with the truth of the N samples.
+        x: (N, C, *size) clean.
+        threat: ball and box.
+        seed: of the evaluation; each attack and sample has its own stream.
+        cases: N names that key the streams, so that a sample's result does not depend on its batch.
+    """
+    found: dict[str, Found] = {}
+    for attack in (Noise(), *attacks):
+        if attack.name in found:
+            raise ValueError(f"two attacks are called {attack.name}")
+        found[attack.name] = attack(victim, x, threat, [derive(seed, attack.name, c) for c in cases])
+    names = list(found)
+    scores = torch.stack([f.score for f in found.values()])
+    best = scores.argmin(0)
+    at = torch.arange(len(x), device=x.device)
+    return Outcome(
+        found,
+        torch.stack([f.x for f in found.values()])[best, at],
+        scores[best, at],
+        torch.stack([f.dice for f in found.values()])[best, at],
+        torch.stack([f.lowest for f in found.values()]).amin(0),  # NaN where not annotated, in all of them
+        tuple(names[i] for i in best.tolist()),
+    )

@@ -1,0 +1,91 @@
+"""Checks that say whether an evaluation can be believed (Carlini et al. 2019).
+
+A guard that fails does not change a number; it marks the evaluation as not reliable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NOISE_DROP = 0.03
+"""Largest loss of Dice under random signs that still says: it is the attack, not the size of the change."""
+CONVERGED = 0.02
+"""Largest further loss of Dice when steps and queries are doubled."""
+ORDER = 0.02
+"""By how much the black-box attack may be below the white-box ones."""
+UNBOUNDED = 0.05
+"""Largest Dice left when the whole range is allowed."""
+FLAGGED = 0.1
+"""Largest share of cases with a flag."""
+
+Floats = NDArray[np.float64]
+
+
+class Guard(NamedTuple):
+    """One check; `passed` None where it was not made."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def kept_inside(n: int) -> Guard:
+    """Every returned input was asserted to lie in its ball and box; one outside stops the evaluation."""
+    return Guard("ball and box", True, f"asserted on {n} returned inputs")
+
+
+def noise(clean: Floats, noisy: Floats, worst: Floats) -> Guard:
+    """Random signs of the same size change little where the attack changes much; arrays of Dice per case."""
+    drop, attack = float((clean - noisy).mean()), float((clean - worst).mean())
+    passed = drop <= max(NOISE_DROP, attack / 2)
+    return Guard("noise control", passed, f"random signs cost {drop:.3f} Dice, the worst case {attack:.3f}")
+
+
+def flags(per_case: Sequence[Sequence[str]]) -> Guard:
+    """Few cases had zero gradients or outputs that were not finite."""
+    hit = [f for f in per_case if f]
+    names = sorted({name for f in hit for name in f})
+    share = len(hit) / max(len(per_case), 1)
+    detail = f"{len(hit)} of {len(per_case)} cases" + (f": {', '.join(names)}" if names else "")
+    return Guard("gradients and outputs", share <= FLAGGED, detail)
+
+
+def order(white: Floats, black: Floats) -> Guard:
+    """Attacks with gradients are not weaker than the one without: else the gradients are masked."""
+    gap = float((white - black).mean())
+    return Guard(
+        "white box at least as strong as black box",
+        gap <= ORDER,
+        f"mean Dice {white.mean():.3f} with gradients, {black.mean():.3f} without",
+    )
+
+
+def converged(once: Floats, twice: Floats) -> Guard:
+    """Doubled effort finds hardly more."""
+    gap = float((once - twice).mean())
+    detail = f"doubled steps and queries cost {gap:.3f} Dice more on {len(once)} cases"
+    return Guard("convergence", gap <= CONVERGED, detail)
+
+
+def unbounded(left: Floats) -> Guard:
+    """With the whole range allowed nothing is left of the prediction: else the attack itself is broken."""
+    return Guard(
+        "unbounded epsilon",
+        float(left.mean()) <= UNBOUNDED,
+        f"mean Dice {left.mean():.3f} at epsilon = range",
+    )
+
+
+def rising(traces: Mapping[str, Sequence[float]]) -> Guard:
+    """The best value of each steering objective never falls."""
+    bad = [n for n, t in traces.items() if np.any(np.diff(np.asarray(t, np.float64)) < 0)]
+    return Guard("best objective never falls", not bad, ", ".join(bad) or f"{len(traces)} traces")
+
+
+def as_json(guards: Sequence[Guard]) -> list[dict[str, Any]]:
+    """Return the guards as JSON values."""
+    return [g._asdict() for g in guards]

@@ -1,0 +1,202 @@
+"""Attack a trained model, or corrupt its input, and measure what is left of its Dice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+from seguro.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from seguro.api.attack import AttackReport
+
+SUITES = ("strong", "rog", "quick", "blackbox")
+
+
+def attack(
+    run: Annotated[Path, typer.Argument(help="A run or model folder.")],
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="strong: ours. rog: the paper's four. quick: the strongest alone. blackbox: no gradients."
+        ),
+    ] = "strong",
+    eps: Annotated[
+        str,
+        typer.Option(help="Largest changes: 255ths of each channel's range, or with unit: 3%, 20HU, 0.1sd."),
+    ] = "0,5,8,16",
+    iters: Annotated[int, typer.Option(min=1, help="Gradient steps of each attack.")] = 20,
+    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Of the square attack.")] = 500,
+    whole_volume: Annotated[
+        bool, typer.Option("--whole-volume", help="Through the blended windows, instead of one patch a case.")
+    ] = False,
+    center: Annotated[
+        str, typer.Option(help="Of the patch: foreground (as published; uses the truth) or middle.")
+    ] = "foreground",
+    box: Annotated[
+        str, typer.Option(help="Valid values: own (range of each image) or window (of CT, the plan's).")
+    ] = "own",
+    threshold: Annotated[
+        float | None, typer.Option(help="Dice below which a case is broken; half the mean clean Dice.")
+    ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Twelve natural corruptions at five severities instead.")
+    ] = False,
+    data: Annotated[Path | None, typer.Option(help="Workspace or data set of the cases.")] = None,
+    cases: Annotated[str, typer.Option(help="validation, test, train.")] = "validation",
+    limit: Annotated[int | None, typer.Option(min=1, help="So many cases, spread evenly.")] = None,
+    check: Annotated[
+        int, typer.Option(min=0, help="Cases for the checks of convergence and of an unbounded epsilon.")
+    ] = 3,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the data set lies now, if it was moved.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the result: RUN/attacks/NAME.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the command; what was done before, also by a killed one, is not done again."""
+    from seguro.api.attack_options import AttackOptions
+    from seguro.api.corrupt import CorruptOptions
+
+    for what, value, known in (
+        ("--suite", suite, SUITES),
+        ("--center", center, ("foreground", "middle")),
+        ("--box", box, ("own", "window")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{what} {value}: expected {', '.join(known)}")
+    text = console(as_json)
+    from seguro.attacks.threat import parse_epsilons
+
+    strengths = parse_epsilons(eps)
+    if dry_run:
+        told = "corruptions" if corruptions else f"{suite} at {', '.join(map(str, strengths))}"
+        text.print(f"would attack {run} on its {cases} cases: {told}", markup=False)
+        finish(text, result={"run": str(run), "eps": [e.number for e in strengths]}, as_json=as_json)
+        return
+    place = {"data": data, "data_root": data_root, "name": name}
+    with _bar(text) as progress, _machine(device, threads) as chosen:
+        if corruptions:
+            from seguro.api.corrupt import corrupt
+
+            bad = CorruptOptions(cases=cases, limit=limit, seed=seed, device=chosen)
+            report = corrupt(run, bad, progress=progress, **place)  # type: ignore[arg-type]
+        else:
+            from seguro.api.attack import attack as start
+
+            options = AttackOptions(
+                suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,  # type: ignore[arg-type]
+                whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
+                cases=cases, limit=limit, check=check, seed=seed, device=chosen,
+            )  # fmt: skip
+            report = start(run, options, progress=progress, **place)  # type: ignore[arg-type]
+    _show(text, report)
+    finish(
+        text,
+        result={"folder": str(report.folder), "skipped": report.skipped, **report.summary},
+        as_json=as_json,
+        warnings=[
+            f"not reliable: {g['name']} ({g['detail']})"
+            for g in report.summary["guards"]
+            if g["passed"] is False
+        ],
+        then=f"seguro report {run}",
+    )
+
+
+@contextmanager
+def _machine(device: str, threads: int | None) -> Iterator[str]:
+    """Set the threads and yield the device."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    yield ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+@contextmanager
+def _bar(text: Console) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a function that moves a bar with the time left; without a terminal, lines now and then."""
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("attacking"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    last = [time.monotonic()]
+    with Progress(*columns, console=text, disable=not text.is_terminal, transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def tell(done: int, total: int, what: str) -> None:
+            bars.update(task, completed=done, total=total, description=what)
+            if not text.is_terminal and time.monotonic() - last[0] > 30:
+                last[0] = time.monotonic()
+                text.print(f"  {done}/{total}  {what}", markup=False)
+
+        yield tell
+
+
+def _show(text: Console, report: AttackReport) -> None:
+    """Print Dice by strength, class by class, the cost, and the guards."""
+    from rich.markup import escape
+
+    text.print(f"{'already done' if report.skipped else 'written'}: {escape(str(report.folder))}")
+    text.print(_table(report))
+    cost = report.summary["cost"]
+    if "predict_s_per_case" in cost:
+        ratio = cost["attack_s_per_case"] / max(cost["predict_s_per_case"], 1e-9)
+        text.print(
+            f"{cost['attack_s_per_case']:.3g} s a case and strength, {ratio:.0f} times its plain prediction "
+            f"({cost['forwards']} forward, {cost['backwards']} backward passes)"
+        )
+    for guard in report.summary["guards"]:
+        mark = {True: "[green]ok[/]", False: "[red]FAILED[/]", None: "-"}[guard["passed"]]
+        text.print(f"  {mark} {escape(guard['name'])}: {escape(guard['detail'])}")
+
+
+def _table(report: AttackReport) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from seguro.cli.evaluate import interval_text
+    from seguro.core.files import read_json
+
+    found: dict[str, list[dict[str, Any]]] = read_json(report.folder / "curves.json")
+    strengths = report.summary["eps"]
+    unit = report.summary["setting"]["eps_unit"]
+    table = Table(
+        padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD,
+        caption=f"Dice [95 % interval over patients] by {unit}, n = {report.summary['cases']} cases",
+    )  # fmt: skip
+    for title in ("attack", "class", *[f"{e:g}" for e in strengths], "area"):
+        table.add_column(title)
+    points = {(c["attack"], c["class"], c["eps"]): c for c in found["curves"]}
+    for area in found["areas"]:
+        if area["attack"] != "worst" and area["class"] != "mean":
+            continue
+        cells = [points[area["attack"], area["class"], e] for e in strengths]
+        texts = [interval_text(c["mean"], c["low"], c["high"]) for c in cells]
+        table.add_row(
+            escape(area["attack"]), escape(area["class"]), *texts,
+            interval_text(area["mean"], area["low"], area["high"]),
+        )  # fmt: skip
+    return table
