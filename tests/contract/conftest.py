@@ -15,7 +15,8 @@ from seguro.core.types import Manifest
 from seguro.data.plan import Plan
 from seguro.data.planner import PlanOptions
 from seguro.data.store import Cases, prepare
-from seguro.engine.loop import Limits, Loop
+from seguro.engine.limits import Limits
+from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get

@@ -95,7 +95,7 @@ def test_it_trains_at_half_precision_with_a_loss_scale(row, tmp_path):
 
 
 def test_a_time_budget_ends_also_when_stopped_in_its_first_updates(row, tmp_path, validation):
-    from seguro.engine.loop import Limits
+    from seguro.engine.limits import Limits
 
     name, setting = row
     for stop_at in (2, None):

@@ -13,7 +13,8 @@ from seguro.core.seeds import derive
 from seguro.data import manifest as manifests
 from seguro.data import planner
 from seguro.data.store import Cases
-from seguro.engine.loop import Limits, Loop
+from seguro.engine.limits import Limits
+from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.engine.signals import Stopped
 from seguro.inference.validate import dice_validation

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,11 @@ from seguro.core.stage import locked
 
 if TYPE_CHECKING:
     from seguro.data.planner import PlanOptions
+    from seguro.data.store import Cases
     from seguro.engine.checkpoint import Checkpoint
     from seguro.engine.loop import Loop, Progress
     from seguro.engine.runtime import Runtime
+    from seguro.methods.contract import Predictor
 
 
 def train(
@@ -119,7 +121,10 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
     needs, classes = method.needs, job.plan.classes
     validate = None
     if needs.segments and needs.monitor and job.validation:
-        validate = dice_validation(Cases(job.store, job.validation, classes), runtime)
+        kept = Cases(job.store, job.validation, classes)
+        validate = dice_validation(kept, runtime)
+        if needs.monitor == "max:robust":
+            validate = _also_robust(validate, kept, job, runtime)
     return Loop(
         method,
         Cases(job.store, job.train, classes, hide_labels=needs.labels == "none"),
@@ -133,6 +138,16 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
         say=say,
         workers=options.workers,
     )
+
+
+def _also_robust(
+    clean: Callable[[Predictor], Mapping[str, float]], cases: Cases, job: Job, runtime: Runtime
+) -> Callable[[Predictor], Mapping[str, float]]:
+    """Return a validation that gives the clean scores and "robust", at the method's own epsilon."""
+    from seguro.attacks.validate import robust_validation
+
+    robust = robust_validation(cases, job.plan, runtime, epsilon=job.config.epsilon, seed=job.options.seed)
+    return lambda predictor: {**clean(predictor), **robust(predictor)}
 
 
 def _deploy(job: Job, loop: Loop, best: Checkpoint) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from seguro.core.seeds import derive, generator
 from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
 from seguro.engine.checkpoint import Checkpoint
+from seguro.engine.limits import PROBE_UPDATES, Clock, Limits
 from seguro.engine.log import RunLog
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
@@ -29,30 +29,8 @@ from seguro.engine.signals import Stopped, stop_on_signals
 from seguro.methods.contract import Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
-PROBE_UPDATES = 4
-"""Updates after which a time budget is first turned into a number of updates."""
-VALIDATION_SHARE = 0.1
-"""Largest part of a time budget that validations may take (but never fewer than MIN_VALIDATIONS)."""
-MIN_VALIDATIONS = 4
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long to train and how often to look.
-
-    Exactly one of `updates` and `budget_s` is given. With a time budget the number of updates is estimated
-    after the first few, again at each validation, and written to the log; such a run depends on the machine's
-    speed.
-    """
-
-    updates: int | None = None
-    budget_s: float | None = None
-    validations: int = 20
-    """Number of validations (and checkpoints) over the whole training."""
-    patience: int = 0
-    """Stop after so many validations without improvement; 0 for never."""
 
 
 @dataclass
@@ -106,27 +84,22 @@ class Loop:
         )
         self.log = RunLog(self.folder)
         self.checkpoints = self.folder / "checkpoints"
-        self._spent = self._spent_cpu = 0.0
-        self._since_cpu = time.process_time()
-        self._since = time.monotonic()
+        self.clock = Clock()
         self._stop = threading.Event()
         self._last: dict[str, float] = {}
         self._sums: dict[str, float] = {}
         """Logged values added up since the last look, and "n", how many."""
         self._looked_at = 0
-        self._validations = 0
-        self._validating = 0.0
-        """Seconds spent in validations."""
 
     @property
     def seconds(self) -> float:
         """Training seconds so far, over all resumes."""
-        return self._spent + time.monotonic() - self._since
+        return self.clock.seconds
 
     @property
     def cpu_seconds(self) -> float:
         """Processor seconds of this rank so far, over all resumes and threads."""
-        return self._spent_cpu + time.process_time() - self._since_cpu
+        return self.clock.cpu_seconds
 
     def fit(self) -> Checkpoint:
         """Train to the end, resuming where a checkpoint lies, and return the checkpoint to deploy.
@@ -153,7 +126,7 @@ class Loop:
             elif start and start != self._looked_at and start % self._step() == 0:
                 self._look(start)  # stopped by a signal between this update and its validation
             while start < self.run.updates and not self._patience_over():
-                stop = min(self._next_stop(start), self.run.updates)
+                stop = min((start // self._step() + 1) * self._step(), self.run.updates)
                 self.run_updates(start, stop - start, on_update=self._after_update)
                 start = stop
                 self._look(start)
@@ -218,28 +191,12 @@ class Loop:
             raise Stopped(f"stopped at update {update}, saved; run the same command again to go on")
 
     def _progress(self) -> Progress:
-        done, seconds = self.run.update, self.seconds
-        if self.limits.budget_s is not None:
-            left = max(self.limits.budget_s - seconds, 0.0)
-        else:
-            left = seconds / max(done, 1) * (self.run.updates - done)
-        return Progress(done, self.run.updates, seconds, left, self._last, self.best)
-
-    def _next_stop(self, done: int) -> int:
-        step = self._step()
-        return (done // step + 1) * step
+        done, updates = self.run.update, self.run.updates
+        left = self.limits.seconds_left(done, updates, self.clock)
+        return Progress(done, updates, self.seconds, left, self._last, self.best)
 
     def _step(self) -> int:
-        """Updates from one look to the next."""
-        return max(1, round(self.run.updates / max(self._planned_validations(), 1)))
-
-    def _planned_validations(self) -> int:
-        """Return the validations of the training: as asked, fewer where they would eat a time budget."""
-        if self.limits.budget_s is None or not self._validations:
-            return self.limits.validations
-        each = self._validating / self._validations
-        affordable = int(VALIDATION_SHARE * self.limits.budget_s / max(each, 1e-3))
-        return min(self.limits.validations, max(affordable, MIN_VALIDATIONS))
+        return self.limits.step(self.run.updates, self.clock)
 
     def _patience_over(self) -> bool:
         over = bool(self.limits.patience) and self.since_best >= self.limits.patience
@@ -259,14 +216,12 @@ class Loop:
         """Score the predictor, if there is one; the monitored value may also be one that `update` logs."""
         scores: dict[str, float] = {}
         if self.validate is not None:
-            started = time.monotonic()
-            torch.manual_seed(derive(self.seed, self.run.update, "validate"))
-            modules = self.run.deployable()
-            modules.eval()
-            scores = dict(self.validate(self.method.predictor(modules).eval()))
-            self.run.train()
-            self._validating += time.monotonic() - started
-            self._validations += 1
+            with self.clock.validation():
+                torch.manual_seed(derive(self.seed, self.run.update, "validate"))
+                modules = self.run.deployable()
+                modules.eval()
+                scores = dict(self.validate(self.method.predictor(modules).eval()))
+                self.run.train()
             if self.runtime.rank == 0:
                 self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
         n = self._sums.pop("n", 1.0)
@@ -293,18 +248,11 @@ class Loop:
 
     def _estimate(self, update: int) -> None:
         """Turn what is left of the time budget into a number of updates, the same on every rank."""
-        budget = self.limits.budget_s or 0.0
-        per_update = (self.seconds - self._validating) / update
-        per_validation = self._validating / max(self._validations, 1)
-        left = (
-            budget - self.seconds - per_validation * max(self.limits.validations + 1 - self._validations, 1)
-        )
-        total = update + int(max(left, 0.0) / per_update)
+        total, per_update = self.limits.estimate(update, self.clock)
         total = max(int(self.runtime.from_first(float(total))), update)
         if total != self.run.updates:
-            self._note(
-                f"{per_update:.2f} s an update: {total} updates fit the budget of {budget / 60:.0f} min"
-            )
+            minutes = (self.limits.budget_s or 0.0) / 60
+            self._note(f"{per_update:.2f} s an update: {total} updates fit the budget of {minutes:.0f} min")
         self.run.updates = total
 
     def _note(self, message: str) -> None:
@@ -336,10 +284,7 @@ class Loop:
                 "batch": self.batch,
                 "seed": self.seed,
                 "updates": self.run.updates,
-                "spent_s": self.seconds,
-                "spent_cpu_s": self.cpu_seconds,
-                "validating_s": self._validating,
-                "validations": self._validations,
+                **self.clock.facts(),
                 "best": self.best,
                 "best_update": self.best_update,
                 "since_best": self.since_best,
@@ -371,10 +316,7 @@ class Loop:
         self.run.load_scalars(facts["run"])
         self.run.update = found.update
         self.run.updates = int(facts["updates"]) if self.limits.updates is None else self.limits.updates
-        self._spent = float(facts["spent_s"])
-        self._since = time.monotonic()
-        self._spent_cpu, self._since_cpu = float(facts["spent_cpu_s"]), time.process_time()
-        self._validating, self._validations = float(facts["validating_s"]), int(facts["validations"])
+        self.clock.resume(facts)
         self.best, self.best_update = facts["best"], facts["best_update"]
         self.since_best = int(facts["since_best"])
         self._looked_at, self._sums = int(facts["looked_at"]), dict(facts["sums"])
