@@ -23,8 +23,9 @@ COMMON = {"--dry-run", "--json", "--help"}
 HEAD = """# Commands
 
 `seguro COMMAND --help` says the same on the terminal. Every command takes `--help` and `--json` (one JSON
-object on standard output, text on standard error); those that write take `--dry-run`. They end by printing the
-next command. Exit codes: 0 ok, 1 usage, 2 data, 3 internal. [Where things go](../README.md#where-things-go).
+object on standard output, text on standard error); those that write take `--dry-run`. They end by printing
+the next command. Exit codes: 0 ok, 1 usage, 2 data, 3 internal.
+[Where things go](../README.md#where-things-go).
 """
 
 
@@ -46,11 +47,10 @@ def page() -> str:
         parts.append(f"## {title}\n")
         for name in names:
             found = parameters(name)
-            words = [_argument(p) for p in found if p.param_type_name == "argument"]
-            said = [_cell(p.help) for p in found if p.param_type_name == "argument" and p.help]
-            parts.append(
-                f"### `{' '.join(['seguro', name, *words])}`\n\n{' '.join([COMMANDS[name], *said])}\n"
-            )
+            words = [_argument(p) for p in found if p.param_type_name == "argument"]  # they come first
+            said = [f"{w}: {_cell(p.help)}" for w, p in zip(words, found, strict=False)]
+            parts.append(f"### `{' '.join(['seguro', name, *words])}`\n")
+            parts.append("  \n".join([COMMANDS[name], *said]) + "\n")
             rows = [
                 f"| `{' / '.join([*p.opts, *p.secondary_opts])}` | {_cell(p.help)} |"
                 for p in found
@@ -79,10 +79,12 @@ def test_every_command_and_option_is_on_the_page(name):
     text = PAGE.read_text()
     section = text.split(f"### `seguro {name}")[1].split("\n##")[0]
     for parameter in parameters(name):
-        if parameter.param_type_name == "option":
+        assert parameter.help, f"{name} {parameter.opts} has no help"
+        if parameter.param_type_name == "argument":
+            assert _cell(parameter.help) in section
+        else:
             where = text if COMMON & set(parameter.opts) else section
             assert all(f"{option}" in where for option in (*parameter.opts, *parameter.secondary_opts))
-            assert parameter.help, f"{name} {parameter.opts} has no help"
 
 
 def test_a_reader_finds_the_page():

@@ -9,7 +9,8 @@ from typing import Any
 import typer
 from click import Context
 from click.exceptions import ClickException, UsageError
-from typer.core import TyperGroup
+from typer.core import TyperArgument, TyperGroup
+from typer.utils import get_params_from_function
 
 COMMANDS = {
     "check": "Find what is wrong with a folder of scans, and say which method fits.",
@@ -37,9 +38,15 @@ class _Lazy(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"seguro.cli.{cmd_name}")
+        function = getattr(module, cmd_name)
         app = typer.Typer(add_completion=False)
-        app.command(name=cmd_name, help=module.__doc__)(getattr(module, cmd_name))
-        return typer.main.get_command(app)
+        app.command(name=cmd_name, help=module.__doc__)(function)
+        command = typer.main.get_command(app)
+        told = get_params_from_function(function)
+        for parameter in command.params:
+            if isinstance(parameter, TyperArgument):  # typer before 0.21 loses its help with click 8.5
+                parameter.help = told[str(parameter.name)].default.help
+        return command
 
     def format_commands(self, ctx: Context, formatter: Any) -> None:
         with formatter.section("Commands"):
