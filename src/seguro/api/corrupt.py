@@ -153,7 +153,7 @@ def _scored(
     seed: int,
     device: str,
 ) -> tuple[dict[str, list[Any]], list[float]]:
-    """Return by corruption and severity the Dice of each class (None: not annotated), and the classes' sizes."""
+    """Return by corruption and severity the Dice of each class (None: not annotated), and class sizes."""
     from dataclasses import replace
 
     import torch
