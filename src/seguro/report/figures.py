@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import median
 
@@ -36,6 +36,10 @@ class Series:
 
     name: str
     points: tuple[tuple[float, float], ...]
+    band: tuple[tuple[float, float, float], ...] = ()
+    """(x, low, high) of an interval around the line; its points are then marked."""
+    color: int | None = None
+    """Place in the palette; default by position."""
 
 
 def ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -173,6 +177,7 @@ def lines(
     limits: tuple[float, float] | None = None,
     log: bool = False,
     width: float = WIDTH,
+    at: Sequence[float] = (),
 ) -> Markup:
     """Return a line chart with axes, ticks and a direct legend below.
 
@@ -185,6 +190,7 @@ def lines(
         limits: lowest and highest value of the vertical axis; default spans the data.
         log: draw log10 of the values.
         width: of the picture; text keeps its size.
+        at: places of the ticks of the horizontal axis; default round numbers.
     """
     drawn = [s for s in (_finite(s, log) for s in series) if s.points]
     if not drawn:
@@ -218,7 +224,7 @@ def lines(
             )
         )
         parts.append(_text(left - 7, up(y) + 3.5, number(y), "tick", anchor="end"))
-    for x in ticks(x_low, x_high, 5):
+    for x in at or ticks(x_low, x_high, 5):
         parts.append(_text(across(x), foot + 16, number(x), "tick", anchor="middle"))
     parts.append(
         Markup('<line class="frame" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
@@ -226,10 +232,10 @@ def lines(
         )
     )
     parts.append(_text((left + width - right) / 2, foot + 32, x_axis, "axis-name", anchor="middle"))
-    for i, s in enumerate(drawn):
-        parts.append(_line(s, across, up, i % N_COLORS))
+    for i, s in reversed(list(enumerate(drawn))):  # the first on top
+        parts.append(_line(s, across, up, _color(s, i)))
     if len(drawn) > 1:
-        parts += _legend([s.name for s in drawn], left, foot + 50, per_line, (width - left) / per_line)
+        parts += _legend(drawn, left, foot + 50, per_line, (width - left) / per_line)
     return _svg(width, height, f"{y_axis} over {x_axis}", parts)
 
 
@@ -239,17 +245,28 @@ def from_zero(series: Sequence[Series]) -> tuple[float, float] | None:
     return (0.0, 1.05 * top) if top > 0 else None
 
 
+def _color(series: Series, place: int) -> int:
+    return (place if series.color is None else series.color) % N_COLORS
+
+
 def _line(series: Series, across: _Scale, up: _Scale, color: int) -> Markup:
     spots = [(across(x), up(y)) for x, y in series.points]
-    x, y = spots[-1]
-    last = f"{series.name}: {number(series.points[-1][1])} at {number(series.points[-1][0])}"
-    end = Markup('<circle class="dot" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-        x, y, _RADIUS, last
+    edge = [(across(x), up(high)) for x, _, high in series.band]
+    edge += [(across(x), up(low)) for x, low, _ in reversed(series.band)]
+    band = Markup('<path class="band" d="M{}Z"/>').format(_path(edge)) if edge else Markup("")
+    bounds = {x: f", interval {number(low)} to {number(high)}" for x, low, high in series.band}
+    dots = []
+    for (px, py), (x, y) in list(zip(spots, series.points, strict=True))[0 if bounds else -1 :]:
+        tip = f"{series.name}: {number(y)} at {number(x)}{bounds.get(x, '')}"
+        shape = '<circle class="dot" cx="{}" cy="{}" r="{}"><title>{}</title></circle>'
+        dots.append(Markup(shape).format(px, py, _RADIUS, tip))
+    return Markup('<g class="c{}">{}<path class="line" d="M{}"><title>{}</title></path>{}</g>').format(
+        color, band, _path(spots), series.name, Markup("").join(dots)
     )
-    path = "M" + "L".join(f"{x} {y}" for x, y in spots)
-    return Markup('<g class="c{}"><path class="line" d="{}"><title>{}</title></path>{}</g>').format(
-        color, path, series.name, end
-    )
+
+
+def _path(spots: Sequence[tuple[float, float]]) -> str:
+    return "L".join(f"{x} {y}" for x, y in spots)
 
 
 def thin(points: Sequence[tuple[float, float]], most: int = 300) -> tuple[tuple[float, float], ...]:
@@ -292,7 +309,7 @@ def interval(
 
 def _finite(series: Series, log: bool) -> Series:
     kept = tuple(p for p in series.points if all(map(math.isfinite, p)) and (p[1] > 0 or not log))
-    return Series(series.name, kept)
+    return replace(series, points=kept)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -325,13 +342,13 @@ def _vertical_grid(at: Sequence[float], across: _Scale, top: float, foot: float)
     return Markup("").join(parts)
 
 
-def _legend(names: Sequence[str], left: float, top: float, per_line: int, width: float) -> list[Markup]:
+def _legend(drawn: Sequence[Series], left: float, top: float, per_line: int, width: float) -> list[Markup]:
     out = []
-    for i, name in enumerate(names):
+    for i, series in enumerate(drawn):
         x, y = left + (i % per_line) * width, top + 18 * (i // per_line)
         key = Markup('<g class="c{}"><line class="line" x1="{}" x2="{}" y1="{}" y2="{}"/></g>')
-        out.append(key.format(i % N_COLORS, x, x + 16, y - 4, y - 4))
-        out.append(_text(x + 21, y, _short(name), "legend"))
+        out.append(key.format(_color(series, i), x, x + 16, y - 4, y - 4))
+        out.append(_text(x + 21, y, _short(series.name), "legend"))
     return out
 
 

@@ -16,6 +16,8 @@ from pydantic import ValidationError
 from seguro.core.errors import DataError
 from seguro.core.files import read_checked
 from seguro.core.types import Manifest, ScoreRow
+from seguro.report.attacks import attacks
+from seguro.report.attacks import caveats as attack_caveats
 from seguro.report.cases import Readers, show
 from seguro.report.commands import commands
 from seguro.report.figures import Dot, Series, thin
@@ -85,8 +87,11 @@ def gather(
     found = found_caveats(
         unit, name, head, rows, notes, stages, trained=bool(log), edited=plan_edited(workspace / "plan")
     )
+    attacked = attacks(run, roots)
+    found += attack_caveats(attacked)
     return ReportContent(
         headline=head,
+        attacks=attacked,
         unit=unit,
         tolerance_mm=summary.get("tolerance_mm"),
         caveats=tuple(dict.fromkeys([*caveats, *found])),
@@ -142,6 +147,11 @@ def reproducible(content: ReportContent) -> dict[str, Any]:
     for case in facts["shown"]:
         for view in case["views"]:
             view["sha256"] = hashlib.sha256(view.pop("data")).hexdigest()
+    for attacked in facts["attacks"]:
+        attacked.pop("cost")
+        for example in attacked["examples"]:
+            for picture in example["pictures"]:
+                picture["sha256"] = hashlib.sha256(picture.pop("data")).hexdigest()
     return dict(json.loads(json.dumps(facts)))
 
 

@@ -77,7 +77,7 @@ def views(
         places = [(axis, i) for i in worst_slices(wrong, agreed, axis)]
     else:
         places = [(axis, worst_slices(wrong, agreed, axis, 1)[0]) for axis in range(3)]
-    low, high = (float(v) for v in np.percentile(_finite(image), (1, 99)))
+    low, high = (float(v) for v in np.percentile(finite(image), (1, 99)))
     out = []
     for axis, index in places:
         gray = np.take(image, index, axis)
@@ -174,7 +174,7 @@ def overlay(
     ):  # canonical rows rise to superior/anterior: up; columns rise to the right (x) or to anterior (y)
         flip = (slice(None, None, -1), slice(None, None, -1) if axis != 2 else slice(None))
         image, labels = image[flip], [None if a is None else a[flip] for a in labels]
-    region = _crop([a for a in labels if a is not None], groups, image.shape, spacing)
+    region = crop([a for a in labels if a is not None], groups, image.shape, spacing)
     gray, labels = image[region], [None if a is None else a[region] for a in labels]
     high, wide = gray.shape[0] * spacing[0], gray.shape[1] * spacing[1]
     scale = _LONG_SIDE / max(high, wide)
@@ -182,11 +182,11 @@ def overlay(
     span = max(window[1] - window[0], 1e-12)
     gray = np.clip(np.nan_to_num(gray.astype(np.float32), posinf=window[1], neginf=window[0]), *window)
     shades = (gray - window[0]) / span * 255
-    canvas = np.asarray(_resize(shades, size, Image.Resampling.BICUBIC))[..., None].repeat(3, axis=2)
+    canvas = np.asarray(resize(shades, size, Image.Resampling.BICUBIC))[..., None].repeat(3, axis=2)
     canvas = np.clip(canvas, 0, 255)
     for values in groups:
-        masks = [None if a is None else _resize(np.isin(a, list(values)), size) > 0.5 for a in labels]
-        canvas = _draw(canvas, masks[0], masks[1])
+        masks = [None if a is None else resize(np.isin(a, list(values)), size) > 0.5 for a in labels]
+        canvas = draw(canvas, masks[0], masks[1])
     return canvas.round().astype(np.uint8)
 
 
@@ -203,17 +203,17 @@ def encode(picture: NDArray[np.uint8]) -> tuple[bytes, str]:
     return stream.getvalue(), "image/png"
 
 
-def _draw(
+def draw(
     canvas: NDArray[np.float32], truth: NDArray[np.bool_] | None, prediction: NDArray[np.bool_] | None
 ) -> NDArray[np.float32]:
     """Return the canvas with one class drawn: tints first, then prediction, then truth below its dashes."""
     if truth is not None and prediction is not None:
-        canvas = _tint(canvas, (truth & ~prediction) * 0.22, TRUTH)
-        canvas = _tint(canvas, (prediction & ~truth) * 0.22, PREDICTION)
+        canvas = tint(canvas, (truth & ~prediction) * 0.22, TRUTH)
+        canvas = tint(canvas, (prediction & ~truth) * 0.22, PREDICTION)
     if truth is not None:
-        canvas = _tint(canvas, _edge(truth), TRUTH)
+        canvas = tint(canvas, edge(truth), TRUTH)
     if prediction is not None:
-        canvas = _tint(canvas, _edge(prediction) * _dashes(prediction), PREDICTION)
+        canvas = tint(canvas, edge(prediction) * _dashes(prediction), PREDICTION)
     return canvas
 
 
@@ -225,7 +225,7 @@ def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     return np.asarray(sum(parts) / np.float32(25), np.float32)
 
 
-def _edge(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def edge(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Soft line of about three pixels along a mask's border, in [0, 1]."""
     mean = _smooth(mask)
     return np.asarray(np.clip((1 - np.abs(2 * mean - 1)) * 2.2, 0, 1), np.float32)
@@ -245,14 +245,15 @@ def _dashes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(phase % _DASH < 0.62 * _DASH)
 
 
-def _tint(
+def tint(
     canvas: NDArray[np.float32], share: NDArray[Any], color: tuple[int, int, int]
 ) -> NDArray[np.float32]:
+    """Return `canvas` (height, width, 3) mixed with `color` by `share` (height, width) of 0 to 1."""
     weight = np.asarray(share, np.float32)[..., None]
     return np.asarray(canvas * (1 - weight) + np.asarray(color, np.float32) * weight, np.float32)
 
 
-def _resize(
+def resize(
     array: NDArray[Any], size: tuple[int, int], how: Image.Resampling = Image.Resampling.BILINEAR
 ) -> NDArray[np.float32]:
     """`array` (A, B) brought to (width, height) `size` as float32."""
@@ -261,7 +262,7 @@ def _resize(
     )
 
 
-def _crop(
+def crop(
     labels: Sequence[NDArray[Any]],
     groups: Sequence[Sequence[int]],
     shape: tuple[int, ...],
@@ -298,6 +299,7 @@ def _in_plane(spacing: ThreeF, axis: int) -> tuple[float, float]:
     return first, second
 
 
-def _finite(image: NDArray[Any]) -> NDArray[Any]:
+def finite(image: NDArray[Any]) -> NDArray[Any]:
+    """Return the finite values of an array, flat; a single 0 where there are none."""
     kept = image[np.isfinite(image)]
     return kept if kept.size else np.zeros(1)

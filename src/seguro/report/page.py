@@ -11,9 +11,10 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from seguro.report import figures
+from seguro.report import figures, robustness
 from seguro.report.figures import Dot, Series
 from seguro.report.overlay import AXIS_NAMES, View
+from seguro.report.robustness import Attacked, Picture
 
 METRICS = {
     "dice": "Dice",
@@ -161,6 +162,8 @@ class ReportContent:
     """Parts of the arrow that have not run or left no file."""
     others: tuple[str, ...] = ()
     """Other scored sets of the same run."""
+    attacks: tuple[Attacked, ...] = ()
+    """Attacks on the model and corruptions of its images, where there are any."""
     facts: tuple[tuple[str, str], ...] = field(default=())
     """Further name and value pairs of the headline (patch, spacing, updates, ...)."""
 
@@ -279,7 +282,7 @@ def strip_figure(distribution: Distribution, unit: str) -> Markup:
     return figures.strip(distribution.groups, axis=title(distribution.metric, unit), limits=limits)
 
 
-def data_uri(view: View) -> str:
+def data_uri(view: View | Picture) -> str:
     """Return the picture as a data URI."""
     return f"data:{view.mime};base64,{base64.b64encode(view.data).decode()}"
 
@@ -310,8 +313,19 @@ def _environment() -> Environment:
         data_uri=data_uri,
         metric_title=title,
         view_name=_view_name,
+        attack_name=robustness.attack_name,
+        class_name=robustness.class_name,
     )
     environment.globals.update(
-        strip=strip_figure, lines=figures.lines, interval=figures.interval, from_zero=figures.from_zero
+        strip=strip_figure,
+        lines=figures.lines,
+        interval=figures.interval,
+        from_zero=figures.from_zero,
+        by_attack=robustness.by_attack,
+        by_class=robustness.by_class,
+        distribution=robustness.distribution,
+        heat=robustness.heat,
+        heat_steps=robustness.HEAT,
+        heat_step=robustness.HEAT_STEP,
     )
     return environment

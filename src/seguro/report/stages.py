@@ -39,6 +39,7 @@ def finished(workspace: Path, run: Path, scores: Path | None, predictions: Path)
         *sorted(p.parent for p in workspace.glob(f"store/*/{STAGE_FILE}")),
     ]
     folders += [run, predictions, *([scores] if scores else [])]
+    folders += sorted(p.parent for p in run.glob(f"attacks/*/{STAGE_FILE}"))
     out = []
     for folder in folders:
         raw = read_object(folder / STAGE_FILE)
