@@ -52,7 +52,16 @@ def test_the_table_is_readable_in_eighty_columns(tmp_path, capsys, monkeypatch):
     assert main(["compare", *folders]) == 0
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 and "…" not in out
-    for said in ("clean", "n 5 (5)", "0.820", "0.220", "area - first", "p 0.125", "eps/255", "worst, strong"):
+    for said in (
+        "clean",
+        "n 5 (5)",
+        "0.820",
+        "0.220",
+        "area - first",
+        "p 0.125",
+        "eps in 255ths of each channel",
+        "worst, strong",
+    ):
         assert said in out
 
 

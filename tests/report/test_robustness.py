@@ -138,6 +138,14 @@ def test_page_says_what_was_attacked_how_and_how_far_it_falls(run, read):
         assert f"{area.mean:.3f} ({area.low:.3f} – {area.high:.3f})" in html
 
 
+def test_units_other_than_the_range_are_said(run, read):
+    folder = attack_folder(run)
+    text = (folder / "summary.json").read_text().replace("255ths of each channel's range", "HU")
+    (folder / "summary.json").write_text(text)
+    html = render(gather(run, read))
+    assert "ε, HU" in html and "ε 16 HU" in html and "ε 16/255" not in html
+
+
 def test_a_run_without_attacks_has_no_such_section(run, read):
     (run / "attacks" / "half done").mkdir(parents=True)  # no summary.json: not finished
     html = render(gather(run, read))
@@ -159,7 +167,7 @@ def test_figures_have_a_name_and_every_point_a_text(run, read):
     strong = gather(run, read).attacks[0]
     svg = str(by_attack(strong, "mean"))
     assert svg.count('class="band"') == 5 and svg.count("<circle") == 5 * 4
-    assert 'role="img" aria-label="Dice, all classes over ε, 255ths of the range"' in svg
+    assert 'role="img" aria-label="Dice, all classes over ε, 255ths of each channel&#39;s range"' in svg
     point = strong.curve("worst", "mean").points[2]
     assert f"worst of all: {point.mean:.4g} at 8, interval {point.low:.4g} to {point.high:.4g}" in svg
     assert re.findall(r'class="tick"[^>]*text-anchor="middle">([^<]+)', svg) == ["0", "5", "8", "16"]
@@ -220,7 +228,9 @@ def test_flip_turns_the_slice_as_a_radiologist_sees_it(tmp_path):
     example(tmp_path, 0)
     arrays = read_example(tmp_path / "0.npz")
     turned = {name: a[::-1, ::-1] for name, a in arrays.items()}
-    assert pictures(turned, (1.0, 1.0), flip=True)[0].data == pictures(arrays, (1.0, 1.0))[0].data
+    assert pictures(turned, (1.0, 1.0), axis=0)[0].data == pictures(arrays, (1.0, 1.0))[0].data
+    upside_down = {name: a[::-1] for name, a in arrays.items()}  # sagittal: front stays at the right
+    assert pictures(upside_down, (1.0, 1.0), axis=2)[3].data == pictures(arrays, (1.0, 1.0))[3].data
 
 
 def damage_missing(path):

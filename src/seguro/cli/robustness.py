@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seguro.evaluation.robustness import AreaRow, CurveRow, PairedArea, RobustRow, WeightedRow
 
 ROWS = "robustness.csv"
-SAME = ("suite", "where", "iterations", "restarts", "queries", "box", "unit")
+SAME = ("suite", "where", "iterations", "restarts", "queries", "box", "center", "unit")
 """Settings that make an attack stronger or weaker, or give its numbers another meaning."""
 TOLD = ("threshold", "seed")
 """Settings that may differ, with a warning."""
@@ -156,12 +156,12 @@ def print_comparison(text: Console, comparison: RobustComparison) -> None:
     table = Table(
         padding=(0, 1, 0, 0),
         box=box.SIMPLE_HEAD,
-        title=f"Dice under attack: {escape(title)}",
+        title=f"Dice under attack: {escape(title)}; eps in {escape(str(setting.get('eps_unit', '')))}",
         title_justify="left",
         caption="n: cases (patients); area: mean Dice over eps; p: sign-flip by patient, Holm",
     )
     table.add_column("class")
-    table.add_column("severity" if corrupted else "eps/255", justify="right")
+    table.add_column("severity" if corrupted else "eps", justify="right")
     points = [{(r.cls, r.eps): r for r in c if r.attack == shown} for c in comparison.curves]
     found = [{r.cls: r for r in a if r.attack == shown} for a in comparison.areas]
     weighted = [{r.cls: r for r in w if r.attack == shown} for w in comparison.weighted]

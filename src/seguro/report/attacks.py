@@ -94,6 +94,7 @@ def _attacked(folder: Path, roots: Sequence[str]) -> Attacked:
         name=scrub(folder.name, roots),
         eps=eps,
         corrupted=corrupted,
+        eps_unit=scrub(str(setting.get("eps_unit", Attacked.eps_unit)), roots),
         n_cases=int(facts.get("cases") or 0),
         unit=str(setting.get("unit", "mm")),
         threshold=float(threshold) if isinstance(threshold, int | float) else None,
@@ -175,8 +176,13 @@ def _native(
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each channel with the text of every epsilon in its own units, whatever way its key is written."""
     for channel, sizes in native.items():
-        by_eps = {float(e): v for e, v in sizes.items()}
-        yield channel, tuple(f"{by_eps[e]:.3g}" if by_eps.get(e) is not None else "\N{EN DASH}" for e in eps)
+        by_eps = {f"{float(e):g}": v for e, v in sizes.items()}
+        yield (
+            channel,
+            tuple(
+                f"{v:.3g}" if v is not None else "\N{EN DASH}" for v in (by_eps.get(f"{e:g}") for e in eps)
+            ),
+        )
 
 
 def _examples(folder: Path, roots: Sequence[str]) -> Iterator[Example]:
@@ -188,7 +194,9 @@ def _examples(folder: Path, roots: Sequence[str]) -> Iterator[Example]:
         try:
             arrays = read_example(path.with_suffix(".npz"))
             row, column = (float(s) for s in facts.get("spacing", (1.0, 1.0)))
-            shown = pictures(arrays, (row, column), flip=bool(facts.get("oriented", False)))
+            shown = pictures(
+                arrays, (row, column), axis=int(facts.get("axis", 0)) if facts.get("oriented") else None
+            )
         except (DataError, ValueError) as error:
             why = scrub(str(error), roots)
         yield Example(

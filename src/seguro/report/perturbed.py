@@ -52,17 +52,18 @@ def read_example(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def pictures(
-    arrays: Mapping[str, NDArray[Any]], spacing: tuple[float, float], *, flip: bool = False
+    arrays: Mapping[str, NDArray[Any]], spacing: tuple[float, float], *, axis: int | None = None
 ) -> tuple[Picture, ...]:
     """Return four pictures in true proportions, cropped to the classes, all in the image's own gray window.
 
     Args:
         arrays: as from `read_example`.
         spacing: of rows and columns.
-        flip: turn both axes: canonical slices as a radiologist sees them.
+        axis: canonical axis the slice was cut across, to turn it as a radiologist sees it; None: as stored.
     """
-    if flip:
-        arrays = {name: array[::-1, ::-1] for name, array in arrays.items()}
+    if axis is not None:  # as overlay.overlay does
+        turn = slice(None, None, -1), slice(None, None, -1 if axis != 2 else 1)
+        arrays = {name: array[turn] for name, array in arrays.items()}
     labels = [arrays[name] for name in _LABELS]
     classes = sorted({int(v) for a in labels for v in np.unique(a)} - {0, 255})
     shape: tuple[int, int] = arrays["image"].shape  # type: ignore[assignment]

@@ -140,6 +140,7 @@ class Attacked:
     eps: tuple[float, ...]
     corrupted: bool = False
     """The attacks are corruptions and their epsilons severities."""
+    eps_unit: str = "255ths of each channel's range"
     n_cases: int = 0
     unit: str = "mm"
     threshold: float | None = None
@@ -161,6 +162,17 @@ class Attacked:
     def failed(self) -> tuple[Guard, ...]:
         """Guards that did not pass: the numbers are not to be believed."""
         return tuple(g for g in self.guards if g.passed is False)
+
+    @property
+    def strength(self) -> str:
+        """What the epsilons are, for an axis or a heading."""
+        return "severity" if self.corrupted else f"ε, {self.eps_unit}"
+
+    def amount(self, eps: float) -> str:
+        """One epsilon for people: "ε 8/255", "ε 20 HU", "severity 3"."""
+        if self.corrupted:
+            return f"severity {eps:g}"
+        return f"ε {eps:g}/255" if self.eps_unit.startswith("255") else f"ε {eps:g} {self.eps_unit}"
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -235,7 +247,7 @@ def distribution(attacked: Attacked) -> Markup:
         series.append(Series(attack_name(m.attack), steps, color=places.get(m.attack)))
     return figures.lines(
         series,
-        x_axis="ε, 255ths of the range",
+        x_axis=attacked.strength,
         y_axis="Share of cases broken",
         limits=(0.0, 1.0),
         at=attacked.eps,
@@ -257,5 +269,6 @@ def _series(name: str, curve: Curve, gray: bool) -> Series:
 
 
 def _chart(attacked: Attacked, series: list[Series], what: str) -> Markup:
-    x_axis = "severity" if attacked.corrupted else "ε, 255ths of the range"
-    return figures.lines(series, x_axis=x_axis, y_axis=f"Dice, {what}", limits=(0.0, 1.0), at=attacked.eps)
+    return figures.lines(
+        series, x_axis=attacked.strength, y_axis=f"Dice, {what}", limits=(0.0, 1.0), at=attacked.eps
+    )
