@@ -109,6 +109,7 @@ def trained(size: tuple[int, ...], channels: int, n_classes: int, updates: int, 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    optimizer.zero_grad()
     net.eval().requires_grad_(False)
     x, label = images(n, size, channels, n_classes, torch.Generator().manual_seed(6))
     return Nets(net, x, label, classes, tuple(range(100, 100 + n)))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seguro.attacks.objectives import objective_of
 from seguro.attacks.threat import Threat
-from seguro.attacks.victim import Best, Found, Objective, Victim, uniform
+from seguro.attacks.victim import Best, Found, Victim, uniform
 from seguro.core.errors import ConfigError
 
 MOMENTUM = 0.75
@@ -147,7 +147,8 @@ class APGD:
         least = 3 if self.radii else 1
         if self.steps < least or self.restarts < 1:
             raise ConfigError(
-                f"{self.name} needs at least {least} steps and one restart, found {self.steps} and {self.restarts}"
+                f"{self.name} needs at least {least} steps and one restart, found {self.steps} and "
+                f"{self.restarts}"
             )
         if self.radii and (self.radii[-1] != 1 or list(self.radii) != sorted(self.radii, reverse=True)):
             raise ConfigError(f"radii must fall to 1, as {SEA_RADII}; found {self.radii}")

@@ -112,7 +112,7 @@ def margin(logits: Tensor, truth: Truth, progress: float) -> Tensor:
 
 
 def _dice_loss(p: Tensor, truth: Truth) -> Tensor:
-    """Return 1 - soft Dice of probabilities (N, n, *size), the mean (N,) over annotated foreground classes."""
+    """Return 1 - soft Dice of probabilities (N, n, *size), the mean (N,) over annotated foreground."""
     p = p * truth.valid.unsqueeze(1)
     p, hot = p.flatten(2), truth.hot.flatten(2)
     ratio = (2 * (p * hot).sum(2) + DICE_SMOOTH) / (p.sum(2) + hot.sum(2) + DICE_SMOOTH)

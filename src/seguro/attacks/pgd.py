@@ -49,8 +49,8 @@ class PGD:
         object.__setattr__(self, "name", self.name or f"pgd-{self.objective}")
         if self.steps < 1 or self.restarts < 1 or self.step <= 0 or self.momentum < 0:
             raise ConfigError(
-                f"{self.name} needs steps and restarts of at least 1, a step above 0 and a momentum of at least "
-                f"0; found {self.steps}, {self.restarts}, {self.step} and {self.momentum}"
+                f"{self.name} needs steps and restarts of at least 1, a step above 0 and a momentum of 0 "
+                f"or more; found {self.steps}, {self.restarts}, {self.step} and {self.momentum}"
             )
         if self.start == "clean" and self.restarts > 1:
             raise ConfigError("restarts from the clean image are all the same; use one, or a random start")
