@@ -219,7 +219,8 @@ class _Run:
         score = torch.where(finite, self.victim.score(logits), torch.inf)
         smaller = (score < self.bar) & (size < self.size)
         self.change = torch.where(smaller.reshape(self.wide), u, self.change)
-        self.size, self.score = torch.where(smaller, size, self.size), torch.where(smaller, score, self.score)
+        self.size = torch.where(smaller, size, self.size)
+        self.score = torch.where(smaller, score, self.score)
         return score
 
     def warm(self) -> None:
