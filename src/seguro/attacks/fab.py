@@ -197,7 +197,7 @@ class _Run:
         self.bisect()
 
     def ask(self, u: Tensor, progress: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return f (N,), its gradient by u (N, M) and where the bar is broken (N,); keeps what is smallest."""
+        """Return f (N,), its gradient by u (N, M), where the bar is broken (N,); keeps what is smallest."""
         at = self.image(u)
         value, gradient, logits = self.victim.ascend(at, dice, progress)
         score = self.note(u, at, logits)
