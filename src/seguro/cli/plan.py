@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from seguro.cli.terminal import AsJson, DryRun, console, finish
+from seguro.cli.train import RECIPE
 
 
 def plan(
@@ -20,6 +21,7 @@ def plan(
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
     ] = False,
+    recipe: Annotated[str | None, typer.Option(help=RECIPE)] = None,
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")
     ] = "auto",
@@ -48,7 +50,13 @@ def plan(
         )
         return
     options = plan_options_for(
-        workspace, memory=memory, dims=dims, full_resolution=full_resolution, device=device, seed=seed
+        workspace,
+        memory=memory,
+        dims=dims,
+        full_resolution=full_resolution,
+        recipe=recipe,
+        device=device,
+        seed=seed,
     )
     with counting(out_console, "reading cases") as count:
         _, _, made = api.plan(

@@ -9,6 +9,7 @@ import typer
 
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
+RECIPE = "Rules of patch and strides: seguro, or rog (3-D, as published)."
 GPU_MEMORY_GIB = 8.0
 """Memory of a training step that a first plan is made for where there is a GPU."""
 
@@ -48,6 +49,7 @@ def train(
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
     ] = False,
+    recipe: Annotated[str | None, typer.Option(help=RECIPE)] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
     seed: Seed = 0,
@@ -81,7 +83,7 @@ def train(
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
     plan_options = plan_options_for(
-        workspace, memory=memory, dims=dims, full_resolution=full_resolution, device=device
+        workspace, memory=memory, dims=dims, full_resolution=full_resolution, recipe=recipe, device=device
     )
     names = (
         ["all"]
@@ -119,14 +121,24 @@ def plan_options_for(
     dims: int | None,
     full_resolution: bool,
     device: str,
+    recipe: str | None = None,
     seed: int | None = None,
 ) -> Any:
     """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
+    from seguro.core.errors import ConfigError
     from seguro.data.planner import PlanOptions
 
+    if recipe not in (None, "seguro", "rog"):
+        raise ConfigError(f"--recipe {recipe}: seguro or rog")
     if memory is None and not (workspace / "plan" / "plan.json").exists() and _gpu(device):
         memory = GPU_MEMORY_GIB
-    given = {"memory_gib": memory, "dims": dims, "full_resolution": full_resolution or None, "seed": seed}
+    given = {
+        "memory_gib": memory,
+        "dims": dims,
+        "full_resolution": full_resolution or None,
+        "seed": seed,
+        "recipe": recipe,
+    }
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 
 

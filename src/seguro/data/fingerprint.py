@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from seguro.data.preprocess import encode_label, grid_of
 
 MAX_SAMPLES = 5000
 """Foreground voxels remembered per case and channel for the intensities of CT."""
+LARGE_COMPONENT = 0.05
+"""Share of the largest component's volume above which another one counts."""
 QUANTITIES = ("mean", "sd", "p005", "p500", "p995")
 
 
@@ -32,10 +34,13 @@ class Measured:
     """(channels, samples) raw intensities inside any foreground class; empty without a label."""
     volume_ml: dict[str, float]
     """Per annotated class, zero when absent; empty without a label."""
+    components: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Per annotated class, (n, 4): extents (z, y, x) and volume of its large connected components, in the
+    unit of the spacing and its cube; empty unless asked for."""
 
 
-def measure(case: Case, manifest: Manifest) -> Measured:
-    """Return the measurements of one case; errors name it."""
+def measure(case: Case, manifest: Manifest, *, components: bool = False) -> Measured:
+    """Return the measurements of one case, with those of connected `components` if asked; errors name it."""
     try:
         volume = read_case(case, manifest)
         label = read_case_label(case, manifest, like=volume.grid)
@@ -46,6 +51,7 @@ def measure(case: Case, manifest: Manifest) -> Measured:
         raise type(error)(f"{case.id}: {error}") from error
     foreground = np.zeros((volume.array.shape[0], 0), np.float32)
     ml: dict[str, float] = {}
+    parts: dict[str, NDArray[np.float64]] = {}
     if stored is not None and manifest.classes is not None:
         classes = manifest.classes
         inside = np.flatnonzero(np.isin(stored, [v for vs in _values(manifest) for v in vs]))
@@ -54,14 +60,35 @@ def measure(case: Case, manifest: Manifest) -> Measured:
         foreground = volume.array.reshape(volume.array.shape[0], -1)[:, np.sort(inside)]
         for name, values in zip(classes.foreground, _values(manifest), strict=True):
             if name in case.annotated:
-                ml[name] = float(np.isin(stored, values).sum()) * volume.grid.voxel_ml
+                mask = np.isin(stored, values)
+                ml[name] = float(mask.sum()) * volume.grid.voxel_ml
+                if components:
+                    parts[name] = large_components(mask, volume.grid.spacing)
     return Measured(
         grid=volume.grid,
         intensity=tuple(_intensity(c) for c in volume.array),
         lowest=tuple(float(c.min()) for c in volume.array),
         foreground=foreground,
         volume_ml=ml,
+        components=parts,
     )
+
+
+def large_components(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+    """Return extents (z, y, x) and volume, (n, 4), of the 26-connected components of `mask`.
+
+    Those of at most a twentieth of the largest one's volume are left out.
+    """
+    from scipy import ndimage
+
+    labels, n = ndimage.label(mask, structure=np.ones((3, 3, 3), bool))
+    voxels = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+    rows = [
+        [*((s.stop - s.start) * mm for s, mm in zip(box, spacing, strict=True)), count * np.prod(spacing)]
+        for box, count in zip(ndimage.find_objects(labels), voxels, strict=True)
+        if count > LARGE_COMPONENT * voxels.max()
+    ]
+    return np.array(rows, dtype=np.float64).reshape(-1, 4)
 
 
 def _values(manifest: Manifest) -> Sequence[tuple[int, ...]]:
@@ -89,14 +116,15 @@ def measure_all(
     cases: Sequence[Case],
     *,
     jobs: int = 2,
+    components: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Measured]:
-    """Return the measurements of `cases`, in their order."""
+    """Return the measurements of `cases`, in their order; connected `components` take extra time."""
     import joblib
 
     out = []
     results = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
-        joblib.delayed(measure)(case, manifest) for case in cases
+        joblib.delayed(measure)(case, manifest, components=components) for case in cases
     )
     for measured in results:
         out.append(measured)

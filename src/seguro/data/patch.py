@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class PlanOptions(Record):
     """Keep the spacing of the data even where a patch then sees only a small part of a case."""
     folds: int = 5
     seed: int = 0
+    recipe: Literal["seguro", "rog"] = "seguro"
+    """Whose rules decide spacing, patch and strides: our own, or published ones (data/recipes.py)."""
 
 
 def _bounded(sizes: Sequence[int], dims: int) -> tuple[int, ...]:
@@ -123,12 +126,19 @@ def fitted(
         if smaller == patch:
             break
         patch, strides, kernels = shape_for(smaller, mm, dims)
-    batch = options.batch or smallest
-    while (
-        options.batch is None and batch < MAX_BATCH[dims] and step_bytes(patch, batch + 1, strides) <= budget
-    ):
+    return patch, strides, kernels, batch_within(patch, strides, options, step_bytes)
+
+
+def batch_within(
+    patch: Sequence[int], strides: Sequence[Sequence[int]], options: PlanOptions, step_bytes: Bytes
+) -> int:
+    """Return the user's batch, or the largest one (at least 2) of `patch` that the memory allows."""
+    if options.batch is not None:
+        return options.batch
+    batch, budget = 2, int(options.memory_gib * 2**30)
+    while batch < MAX_BATCH[len(patch)] and step_bytes(patch, batch + 1, strides) <= budget:
         batch += 1
-    return patch, strides, kernels, batch
+    return batch
 
 
 def coarsened(

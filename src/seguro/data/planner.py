@@ -16,8 +16,9 @@ from seguro.core.types import UNKNOWN, Classes, Manifest, ThreeF
 from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
 from seguro.data.layouts.naming import has_side
-from seguro.data.patch import Bytes, PlanOptions, by, coarsened, fitted, sizes_of
+from seguro.data.patch import Bytes, PlanOptions, batch_within, by, coarsened, fitted, sizes_of
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
+from seguro.data.recipes import plan_strides, rog_of
 
 ANISOTROPIC = 3.0
 """Largest over smallest spacing from which the coarse axis is treated apart (nnU-Net's rule)."""
@@ -47,18 +48,27 @@ def make(
         reasons.append("no case has a label: only methods that learn from images alone can be trained")
     spacings = np.array([m.grid.spacing for m in measured])
     shapes = np.array([m.grid.shape for m in measured])
-    spacing = options.spacing or _spacing(spacings, reasons)
+    published = options.recipe == "rog"
+    if published and (options.dims == 2 or options.patch is not None):
+        raise ConfigError("--recipe rog decides the patch, in 3-D: leave --dims 2 and --patch out")
+    spacing = options.spacing or (_medians(spacings) if published else _spacing(spacings, reasons))
     slice_axis = _slice_axis(spacing, shapes)
-    dims = options.dims or _dims(spacing, shapes, slice_axis, reasons)
+    dims = 3 if published else options.dims or _dims(spacing, shapes, slice_axis, reasons)
     if dims not in (2, 3):
         raise ConfigError(f"--dims {dims}: 2 or 3")
     extent = [float(v) for v in np.median(shapes * spacings, axis=0)]
-    if dims == 3 and options.spacing is None and options.patch is None:
+    if dims == 3 and not published and options.spacing is None and options.patch is None:
         spacing = coarsened(spacing, extent, options, step_bytes, reasons)
     median = sizes_of(extent, spacing)
     axes = [a for a in range(3) if dims == 3 or a != slice_axis]
     sizes, mm = [median[a] for a in axes], [spacing[a] for a in axes]
-    patch, strides, kernels, batch = fitted(sizes, mm, options, step_bytes)
+    if published:
+        recipe = rog_of([m.components for m in measured], sizes, spacing, reasons)
+        patch, strides = recipe.train, plan_strides(recipe)
+        kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3),) * (len(strides) + 1)
+        batch = batch_within(patch, strides, options, step_bytes)
+    else:
+        patch, strides, kernels, batch = fitted(sizes, mm, options, step_bytes)
     reasons.append(
         f"patch {by(patch)}, batch {batch}: one training step is predicted to take "
         f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB "
@@ -99,6 +109,11 @@ def _spacing(spacings: np.ndarray, reasons: list[str]) -> ThreeF:
     else:
         reasons.append("spacing: the median of each axis")
     z, y, x = (round(float(t), 4) for t in target)
+    return z, y, x
+
+
+def _medians(spacings: np.ndarray) -> ThreeF:
+    z, y, x = (round(float(t), 4) for t in np.median(spacings, axis=0))
     return z, y, x
 
 
@@ -230,7 +245,9 @@ def ensure(
     reads = {f"case/{c.id}": c.hash for c in cases}
     if manifest.splits_sha256 is not None:
         reads[SPLITS] = manifest.splits_sha256
-    config: dict[str, Any] = options.model_dump() | {
+    # our own rules are not written down: workspaces from before there were recipes stay valid
+    own = {"recipe"} if options.recipe == "seguro" else set()
+    config: dict[str, Any] = options.model_dump(exclude=own) | {
         "classes": manifest.classes.model_dump() if manifest.classes else None,
         "channels": list(manifest.channels),
         "unlabelled": [c.id for c in manifest.of("unlabelled")],
@@ -258,7 +275,7 @@ def ensure(
             + f"\nbut {len(runs)} run(s) here "
             f"({', '.join(runs[:3])}) were made with the present one; plan anew in another workspace (--out)"
         )
-    measured = measure_all(manifest, cases, jobs=jobs, progress=progress)
+    measured = measure_all(manifest, cases, jobs=jobs, components=options.recipe == "rog", progress=progress)
     plan = make(manifest, measured, options, step_bytes=step_bytes)
     write_json(path, plan.model_dump(mode="json"))
     stage.finish([path])

@@ -21,6 +21,7 @@ PLAN_OPTIONS = {
     "memory": "memory_gib",
     "dims": "dims",
     "full-resolution": "full_resolution",
+    "recipe": "recipe",
     "seed": "seed",
 }
 """Options of `seguro plan`, by the names that its stage records."""
