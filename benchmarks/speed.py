@@ -2,7 +2,7 @@
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
-window, whose two sides lie close together, wall time for the others). Peak memory is what a fresh
+window and the lattice, wall time for the others). Peak memory is what a fresh
 process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
 """
 
@@ -233,6 +233,37 @@ def patch() -> Pair:
     )
 
 
+def lattice(tricks: frozenset[str] | None = None) -> Pair:
+    """One update of the full-width lattice (forward, loss, backward) against the plain formulation."""
+    import torch
+    from lattice_plain import plain, without
+
+    from seguro.networks.lattice import Lattice
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    strides = [(1, 1, 1), (1, 1, 1), (2, 2, 2)]
+    fast = Lattice(in_channels=1, classes=3, strides=strides)
+    slow = plain(fast)
+    x, truth = torch.randn(1, 1, 32, 48, 32), torch.randint(0, 3, (1, 32, 48, 32))
+
+    def step(network: Lattice) -> torch.Tensor:
+        network.zero_grad()
+        logits = network(x)
+        torch.nn.functional.cross_entropy(logits, truth).backward()
+        return logits.detach()
+
+    np.testing.assert_allclose(step(fast), step(slow), atol=1e-4)
+    for a, b in zip(fast.parameters(), slow.parameters(), strict=True):
+        np.testing.assert_allclose(a.grad, b.grad, atol=1e-4)
+
+    def ours() -> None:
+        with without(tricks or frozenset()):
+            step(fast)
+
+    return Pair("1 patch 32x48x32, width 64", ours, "plain layers", lambda: step(slow).shape)
+
+
 def startup() -> Pair:
     """The whole process of `seguro --help`."""
     import subprocess
@@ -246,6 +277,13 @@ JOBS: dict[str, Job] = {
     "patches from the store": Job(patch, repeats=5, limit_s=8 * 0.002),
     "sliding window, 3 classes": Job(partial(windows, 3), clock=time.process_time, least_ratio=1 / 1.1),
     "sliding window, 20 classes": Job(partial(windows, 20), clock=time.process_time, least_ratio=1 / 1.1),
+    "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
+    **{
+        f"lattice training step without {trick}": Job(
+            partial(lattice, frozenset((trick,))), clock=time.process_time
+        )
+        for trick in ("convolution gradients", "norm and swish", "pointwise products")
+    },
     "surface metrics vs MONAI HD95": Job(surface_hd95, least_ratio=5),
     "surface metrics vs MONAI": Job(surface_all, least_ratio=5),
     "surface metrics vs distance transform": Job(surface_transform),
