@@ -81,7 +81,7 @@ def faults(path: Path, source: str) -> list[str]:
         if module == "seguro" and part in ALLOWED:
             out.append(f"{path.name}:{line}: {part} imports the whole package")
         own = method_of(path)
-        if own and names[:2] == ["seguro", "methods"] and names[2:3] not in ([], [own], ["contract"]):
+        if own and names[:2] == ["seguro", "methods"] and names[2:3] not in ([], [own], ["contract"], ["patches"]):
             out.append(f"{path.name}:{line}: method {own} imports {module}")
         if module in BANNED_IMPORTS:
             out.append(f"{path.name}:{line}: imports {module}")

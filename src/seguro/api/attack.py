@@ -94,7 +94,7 @@ def _silent(done: int, total: int, what: str) -> None:
 
 def _timeless(summary: dict[str, Any]) -> dict[str, Any]:
     """Return the summary without durations."""
-    return {**summary, "cost": {k: v for k, v in summary["cost"].items() if not k.endswith("_s")}}
+    return {**summary, "cost": {k: v for k, v in summary["cost"].items() if "_s_" not in k}}
 
 
 def _load(folder: Path) -> AttackReport:

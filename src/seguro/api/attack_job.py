@@ -306,6 +306,8 @@ class AttackJob:
                 "dice_clean": records[0].score,
                 "dice_attacked": records[-1].score,
                 "spacing": [s for a, s in enumerate(spacing) if a != axis],
+                "axis": axis,
+                "oriented": self.model.plan.unit != "px",
                 "channel": self.model.plan.channels[0].name,
             }
             write_json(folder / f"{n}.json", facts)

@@ -20,7 +20,7 @@ COMMANDS = {
     "predict": "Segment scans with one or more trained models.",
     "evaluate": "Score predictions against reference labels.",
     "attack": "Measure what attacks or corruptions leave of a model's Dice.",
-    "compare": "Compare the scores of several runs with paired tests.",
+    "compare": "Compare the scores, or the robustness, of several runs with paired tests.",
     "report": "Write one offline HTML page about a run.",
     "demo": "Go the whole way on a dozen made subjects in a few minutes.",
     "doctor": "Say what this machine and installation can do.",
