@@ -13,6 +13,7 @@ from typer.core import TyperArgument, TyperGroup
 from typer.utils import get_params_from_function
 
 COMMANDS = {
+    "import": "Bring a published data set, as downloaded, into a layout that check reads.",
     "check": "Find what is wrong with a folder of scans, and say which method fits.",
     "plan": "Choose spacing, patch, network depth, folds from the training cases.",
     "prepare": "Write the preprocessed cases that training reads.",
@@ -25,6 +26,8 @@ COMMANDS = {
     "demo": "Go the whole way on a dozen made subjects in a few minutes.",
     "doctor": "Say what this machine and installation can do.",
 }
+FILES = {"import": "imports"}
+"""Files and functions of commands that cannot be named as the command."""
 EXIT_USAGE, EXIT_DATA, EXIT_INTERNAL = 1, 2, 3
 
 
@@ -37,8 +40,9 @@ class _Lazy(TyperGroup):
     def get_command(self, ctx: Context, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"seguro.cli.{cmd_name}")
-        function = getattr(module, cmd_name)
+        file = FILES.get(cmd_name, cmd_name)
+        module = importlib.import_module(f"seguro.cli.{file}")
+        function = getattr(module, file)
         app = typer.Typer(add_completion=False)
         app.command(name=cmd_name, help=module.__doc__)(function)
         command = typer.main.get_command(app)
