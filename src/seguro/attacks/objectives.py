@@ -19,6 +19,8 @@ from seguro.core.errors import ConfigError
 
 DICE_SMOOTH = 1.0
 """Voxels added to both sides of the Dice ratio, so that false alarms of an absent class have a gradient."""
+MISSED = 0.7
+"""Weight of a missed voxel in the Tversky objective, against 0.3 of a false alarm."""
 
 
 def _counted(logits: Tensor, truth: Truth) -> Tensor:
@@ -111,11 +113,19 @@ def margin(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     return _mean(_advantage(logits, truth).clamp(max=0), logits, truth)
 
 
-def _dice_loss(p: Tensor, truth: Truth) -> Tensor:
-    """Return 1 - soft Dice of probabilities (N, n, *size), the mean (N,) over annotated foreground."""
-    p = p * truth.valid.unsqueeze(1)
+def _overlap_loss(logits: Tensor, truth: Truth, missed: float) -> Tensor:
+    """Return 1 - soft Tversky index, the mean (N,) over annotated foreground classes.
+
+    Args:
+        logits: (N, n, *size).
+        truth: of the samples.
+        missed: weight of what is missed, in [0, 1]; false alarms weigh the rest. One half gives Dice.
+    """
+    p = (logits.sigmoid() if truth.classes.regions else logits.softmax(1)) * truth.valid.unsqueeze(1)
     p, hot = p.flatten(2), truth.hot.flatten(2)
-    ratio = (2 * (p * hot).sum(2) + DICE_SMOOTH) / (p.sum(2) + hot.sum(2) + DICE_SMOOTH)
+    both, smooth = (p * hot).sum(2), DICE_SMOOTH / 2
+    wrong = (1 - missed) * (p.sum(2) - both) + missed * (hot.sum(2) - both)
+    ratio = (both + smooth) / (both + wrong + smooth)
     ratio = ratio if truth.classes.regions else ratio[:, 1:]
     known = truth.annotated.to(ratio)
     return ((1 - ratio) * known).sum(1) / known.sum(1).clamp(min=1)
@@ -123,7 +133,16 @@ def _dice_loss(p: Tensor, truth: Truth) -> Tensor:
 
 def dice(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     """1 - soft Dice of the probabilities, the mean over annotated foreground classes."""
-    return _dice_loss(logits.sigmoid() if truth.classes.regions else logits.softmax(1), truth)
+    return _overlap_loss(logits, truth, 0.5)
+
+
+def tversky(logits: Tensor, truth: Truth, progress: float) -> Tensor:
+    """As Dice, with a miss weighing more than a false alarm (Salehi et al. 2017): erases small objects.
+
+    Raising the surroundings works against lowering the object within; where the ball allows to erase it,
+    Dice falls to zero sooner this way.
+    """
+    return _overlap_loss(logits, truth, MISSED)
 
 
 def segpgd(logits: Tensor, truth: Truth, progress: float) -> Tensor:
@@ -163,6 +182,7 @@ OBJECTIVES: dict[str, Objective] = {
     "dlr": logit_ratio,
     "margin": margin,
     "dice": dice,
+    "tversky": tversky,
     "segpgd": segpgd,
     "cospgd": cospgd,
     "js": jensen_shannon,
