@@ -41,6 +41,8 @@ class AttackOptions:
         """Refuse counts below one."""
         if min(self.steps, self.restarts, self.queries, self.limit or 1) < 1:
             raise ConfigError("iterations, restarts, queries and limit must be at least 1")
+        if self.threshold is not None and not 0 < self.threshold <= 1:
+            raise ConfigError(f"threshold {self.threshold}: a Dice above 0, at most 1")
 
 
 def spread(cases: Sequence[Case], limit: int | None) -> list[Case]:

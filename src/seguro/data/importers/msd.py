@@ -71,7 +71,7 @@ def bring(source: Path, out: Path | None = None) -> Imported:
         )
     if len(images) != task.n_train:
         raise DataError(
-            f"{folder}: {len(images)} training cases, {task.name} has {task.n_train}; download or unpack it again"
+            f"{folder}: {len(images)} training cases, {task.name} has {task.n_train}; unpack it again"
         )
     if len(tests) != task.n_test:
         notes.append(f"{len(tests)} test images, the published task has {task.n_test} (they have no labels)")

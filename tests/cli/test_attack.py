@@ -1,0 +1,119 @@
+"""`seguro attack`: from a trained run to curves and guards, resumed where it was stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from seguro import api
+from seguro.api.attack import attack
+from seguro.api.attack_options import AttackOptions
+from seguro.cli.main import main
+from seguro.core.files import read_json
+from seguro.data.planner import PlanOptions
+from seguro.evaluation.robustness import read_csv, read_minimum
+
+QUICK = ("--suite", "quick", "--eps", "0,16,64", "--iters", "3", "--check", "1", "--threads", "1")
+
+
+@pytest.fixture(scope="module")
+def run(phantom_folder, tmp_path_factory):
+    """A run of the supervised method, trained for long enough to have something to lose."""
+    return api.train(
+        phantom_folder,
+        api.TrainOptions(preset="tiny", updates=60, batch=2, validations=1, threads=1),
+        out=tmp_path_factory.mktemp("attack") / "w",
+        plan_options=PlanOptions(memory_gib=0.01),
+    )
+
+
+def call(capsys, *arguments, code=0):
+    assert main(["attack", *map(str, arguments), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_curves_guards_and_examples_are_written_and_not_made_again(run, capsys):
+    first = call(capsys, run, *QUICK)
+    folder = run / "attacks" / "quick-validation"
+    assert first["folder"] == str(folder) and not first["skipped"]
+    rows = read_csv(folder / "robustness.csv")
+    assert {r.eps for r in rows} == {0, 16, 64}
+    assert {r.attack for r in rows} == {"worst", "noise", "apgd-dice"}
+    worst = {(r.case, r.cls, r.eps): r.dice for r in rows if r.attack == "worst"}
+    for (case, cls, eps), dice in worst.items():
+        others = [r.dice for r in rows if (r.case, r.cls, r.eps) == (case, cls, eps) and r.dice is not None]
+        assert dice is None or dice <= min(others) + 1e-6
+        assert dice is None or dice <= (worst[case, cls, 0] or 1) + 1e-6
+    assert len(read_minimum(folder / "minimum.csv")) == first["cases"]
+    assert {g["name"] for g in first["guards"]} >= {"ball and box", "noise control", "convergence"}
+    assert first["cost"]["backwards"] > 0 and first["setting"]["eps_unit"].startswith("255ths")
+    assert (folder / "examples" / "0.npz").exists() and read_json(folder / "curves.json")["areas"]
+    before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    assert call(capsys, run, *QUICK)["skipped"]
+    after = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    assert {f: t for f, t in after.items() if f.name != ".lock"} == {
+        f: t for f, t in before.items() if f.name != ".lock"
+    }
+
+
+def test_a_killed_attack_goes_on_and_ends_the_same(run):
+    options = AttackOptions(suite="quick", eps="0,16,32", steps=2, check=1)
+    whole = attack(run, options, name="whole")
+    seen = []
+
+    def stop(done: int, total: int, what: str) -> None:
+        seen.append(what)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack(run, options, name="stopped", progress=stop)
+    folder = run / "attacks" / "stopped"
+    kept = {f: f.stat().st_mtime_ns for f in (folder / "cases").glob("*.json")}
+    assert kept and not (folder / "stage.json").exists()
+    again = attack(run, options, name="stopped")
+    assert all(f.stat().st_mtime_ns == t for f, t in kept.items())
+    assert again.rows == whole.rows
+    stages = [read_json(run / "attacks" / n / "stage.json")["outputs"] for n in ("whole", "stopped")]
+    assert stages[0] == stages[1]
+
+
+def test_whole_volumes_and_black_box(run, capsys):
+    result = call(
+        capsys, run, "--suite", "blackbox", "--eps", "32", "--queries", "4", "--whole-volume", "--check", "0",
+        "--limit", "1",
+    )  # fmt: skip
+    assert result["setting"]["where"] == "volume" and result["cases"] == 1
+    assert result["attacks"] == ["worst", "noise", "square"] and result["cost"]["backwards"] == 0
+
+
+def test_corruptions_at_severities(run, capsys):
+    result = call(capsys, run, "--corruptions", "--limit", "1")
+    rows = read_csv(run / "attacks" / "corruptions-validation" / "robustness.csv")
+    assert result["eps"] == [0, 1, 2, 3, 4, 5] and len(result["attacks"]) == 12
+    clean = {r.dice for r in rows if r.eps == 0 and r.cls == rows[0].cls}
+    assert len(clean) == 1 and any(r.dice != rows[0].dice for r in rows if r.cls == rows[0].cls)
+    assert call(capsys, run, "--corruptions", "--limit", "1")["skipped"]
+
+
+def test_the_report_shows_the_curves(run, capsys):
+    assert main(["report", str(run)]) == 0
+    page = (run / "report" / "report.html").read_text()
+    assert "Robustness" in page and "apgd-dice" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--eps", "0.03"), "unit"),
+        (("--eps", "20HU"), "Hounsfield"),
+        (("--suite", "mighty"), "strong"),
+        (("--box", "window"), "--box own"),
+        (("--cases", "nobody"), "validation"),
+        (("--threshold", "2"), "threshold"),
+    ],
+)
+def test_bad_options_are_refused_with_what_to_do(run, capsys, arguments, told):
+    assert main(["attack", str(run), *arguments]) == 1
+    assert told in capsys.readouterr().err
