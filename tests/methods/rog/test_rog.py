@@ -143,7 +143,7 @@ def test_the_first_part_of_the_run_is_clean():
 def test_the_noise_is_restored():
     one, run = made()
     one.update(batch(), run)
-    two, other = made()
+    two, _ = made()
     two.load_state(one.state())
     two.modules.load_state_dict(one.modules.state_dict())
     assert torch.equal(one.state()["noise"], two.state()["noise"])
