@@ -39,7 +39,7 @@ def test_curves_guards_and_examples_are_written_and_not_made_again(run, capsys):
     assert first["folder"] == str(folder) and not first["skipped"]
     rows = read_csv(folder / "robustness.csv")
     assert {r.eps for r in rows} == {0, 16, 64}
-    assert {r.attack for r in rows} == {"worst", "noise", "apgd-dice"}
+    assert {r.attack for r in rows} == {"worst", "noise", "apgd-tversky"}
     worst = {(r.case, r.cls, r.eps): r.dice for r in rows if r.attack == "worst"}
     for (case, cls, eps), dice in worst.items():
         others = [r.dice for r in rows if (r.case, r.cls, r.eps) == (case, cls, eps) and r.dice is not None]
@@ -100,7 +100,7 @@ def test_corruptions_at_severities(run, capsys):
 def test_the_report_shows_the_curves(run, capsys):
     assert main(["report", str(run)]) == 0
     page = (run / "report" / "report.html").read_text()
-    assert "Robustness" in page and "apgd-dice" in page
+    assert "Robustness" in page and "apgd-tversky" in page
 
 
 @pytest.mark.parametrize(

@@ -63,16 +63,14 @@ def suite(
         return (strongest,)
     fab: tuple[Attack, ...] = () if bar is None else (FAB(steps=n, restarts=r, bar=bar),)
     if name == "rog":
-        margin = "margin" if classes.regions or classes.n < 3 else "dlr"
-        ours: tuple[Attack, ...] = (APGD("ce", steps=n, restarts=r),)
-        return (*ours, *((APGD("dlr", steps=n, restarts=r),) if margin == "dlr" else ()), *fab, square)
-    others = [o for o in FURTHER if o != STRONGEST]
-    return (strongest, *(APGD(o, steps=n, restarts=r) for o in others), *fab, square)
+        objectives = ("ce",) if classes.regions or classes.n < 3 else ("ce", "dlr")
+        return (*(APGD(o, steps=n, restarts=r) for o in objectives), *fab, square)
+    return (strongest, *(APGD(o, steps=n, restarts=r) for o in FURTHER), *fab, square)
 
 
-STRONGEST = "dice"
+STRONGEST = "tversky"
 """Objective of the single attack that left the lowest Dice at equal gradient calls."""
-FURTHER = ("ce", "margin", "segpgd")
+FURTHER = ("dice", "ce", "balanced-masked-ce", "segpgd")
 """Objectives that found lower Dice than STRONGEST on single cases."""
 
 
