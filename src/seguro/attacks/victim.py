@@ -165,8 +165,8 @@ class Found:
     trace: Tensor | None = None
     """(steps, N) best value of the steering objective so far."""
     minimum: Tensor | None = None
-    """(N,) smallest change found that breaks the sample, in units of epsilon, infinite where none was found; of
-    attacks that look for it."""
+    """(N,) smallest change found that breaks the sample, in units of epsilon, infinite where none was found;
+    of attacks that look for it."""
 
 
 class Attack(Protocol):
