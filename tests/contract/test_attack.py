@@ -1,4 +1,4 @@
-"""Every method that segments can be attacked: patch and whole volume, inside the ball, the model unchanged."""
+"""Every method that segments can be attacked: patch and volume, inside the ball, the model unchanged."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ ALLOWED = {
     "report": {"core", "report"},
 }
 """Part -> parts it may import; `cli` and `api` may import every part."""
+SHARED_BY_METHODS = ("contract", "patches", "streams")
+"""Modules of `methods` that every method may import; methods do not import each other."""
 WITHOUT_TORCH = ("core", "evaluation", "report")
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "lightning", "hydra"}
 BANNED_CALLS = {"eval", "exec", "joblib.load", "os.popen", "os.system"}
@@ -81,7 +83,8 @@ def faults(path: Path, source: str) -> list[str]:
         if module == "seguro" and part in ALLOWED:
             out.append(f"{path.name}:{line}: {part} imports the whole package")
         own = method_of(path)
-        if own and names[:2] == ["seguro", "methods"] and names[2:3] not in ([], [own], ["contract"], ["patches"]):
+        shared = ([], [own], *([m] for m in SHARED_BY_METHODS))
+        if own and names[:2] == ["seguro", "methods"] and names[2:3] not in shared:
             out.append(f"{path.name}:{line}: method {own} imports {module}")
         if module in BANNED_IMPORTS:
             out.append(f"{path.name}:{line}: imports {module}")
