@@ -56,12 +56,16 @@ def test_the_order_of_the_attacks_and_the_batch_change_no_result(flat3):
     assert torch.allclose(alone.score, one.score[2:3], atol=1e-5)
 
 
-def test_the_papers_suite_has_dlr_from_three_classes_on_and_fab_where_there_is_a_bar():
+def test_the_papers_suite_has_dlr_from_three_classes_on_and_attacks_are_named_in_lists():
     two = Classes(names=("b", "x"), values=((0,), (1,)))
     three = Classes(names=("b", "x", "y"), values=((0,), (1,), (2,)))
     effort = Effort(steps=2, queries=2)
     assert [a.name for a in suite("rog", three, effort, bar=0.4)] == ["apgd-ce", "apgd-dlr", "fab", "square"]
-    assert [a.name for a in suite("rog", two, effort)] == ["apgd-ce", "square"]
+    assert [a.name for a in suite("rog", two, effort)] == ["apgd-ce", "fab", "square"]
+    assert [a.name for a in suite("pgd-dice, apgd-js,fab", two, effort)] == ["pgd-dice", "apgd-js", "fab"]
+    for bad in ("mighty", "apgd-", "apgd-nothing", ""):
+        with pytest.raises(ConfigError, match="known"):
+            suite(bad, two, effort)
     assert [a.name for a in suite("blackbox", two, effort)] == ["square"]
     strong = [a.name for a in suite("strong", two, effort, bar=0.4)]
     assert len(strong) == len(set(strong)) > 4 and {"apgd-ce", "fab", "square"} < set(strong)

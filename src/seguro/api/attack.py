@@ -60,6 +60,8 @@ def attack(
         DataError: a case that cannot be read, or none with a label.
     """
     from seguro.api.attack_job import SCHEMA, AttackJob
+    from seguro.attacks import ensemble
+    from seguro.attacks.ensemble import Effort
     from seguro.attacks.threat import parse_epsilons
     from seguro.attacks.victim import frozen
     from seguro.engine.model import load_model
@@ -73,7 +75,10 @@ def attack(
         raise DataError(
             f"{manifest.name}: no labelled case among --cases {options.cases}; nothing can be scored"
         )
-    default = f"{options.suite}-{options.cases}" + ("-volume" if options.whole_volume else "")
+    ensemble.suite(options.suite, model.plan.classes, Effort())  # refuses an unknown one before any work
+    default = f"{options.suite.replace(',', '+')}-{options.cases}" + (
+        "-volume" if options.whole_volume else ""
+    )
     folder = (run_of(run) or model.folder) / "attacks" / (name or default)
     config = asdict(options)
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}

@@ -138,7 +138,7 @@ class AttackJob:
                 by="clean",
                 seconds=0,
             )
-        attacks = ensemble.suite(suite, self.model.plan.classes, effort, bar=bar)  # type: ignore[arg-type]
+        attacks = ensemble.suite(suite, self.model.plan.classes, effort, bar=bar)
         outcome = ensemble.run_suite(
             attacks, victim, subject.x, threat, seed=self.options.seed, cases=[case.id]
         )
@@ -247,7 +247,7 @@ class AttackJob:
             twice = [self.record(c, top, o.suite, self.effort.doubled(), bar).score for c in self.checked]
             once = [done[c.id][-1].score for c in self.checked]
             out.append(guards.converged(np.array(once), np.array(twice)))
-            quick = "blackbox" if o.suite == "blackbox" else "quick"
+            quick = "quick" if white else "blackbox"
             everything = Epsilon(1.0, "range")
             left = [self.record(c, everything, quick, self.effort, bar).score for c in self.checked]
             out.append(guards.unbounded(np.array(left)))

@@ -16,7 +16,8 @@ from seguro.core.types import Case
 class AttackOptions:
     """How a model is attacked."""
 
-    suite: Literal["rog", "strong", "quick", "blackbox"] = "strong"
+    suite: str = "strong"
+    """See `seguro.attacks.ensemble.suite`."""
     eps: str = "0,5,8,16"
     """Strengths, see `seguro.attacks.threat.parse_epsilons`."""
     steps: int = 20

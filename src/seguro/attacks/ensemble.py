@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from seguro.attacks.apgd import APGD
 from seguro.attacks.fab import FAB
-from seguro.attacks.pgd import Noise
+from seguro.attacks.objectives import OBJECTIVES
+from seguro.attacks.pgd import PGD, Noise
 from seguro.attacks.square import Square
 from seguro.attacks.threat import Threat
 from seguro.attacks.victim import Attack, Found, Victim
+from seguro.core.errors import ConfigError
 from seguro.core.seeds import derive
 from seguro.core.types import Classes
 
-SuiteName = Literal["rog", "strong", "quick", "blackbox"]
+SUITES = ("strong", "rog", "quick", "blackbox")
 NOISE = "noise"
 WORST = "worst"
 BLACK_BOX = ("square",)
@@ -40,32 +41,48 @@ class Effort:
         return replace(self, steps=2 * self.steps, queries=2 * self.queries)
 
 
-def suite(
-    name: SuiteName, classes: Classes, effort: Effort, *, bar: float | None = None
-) -> tuple[Attack, ...]:
-    """Return the attacks of a suite.
+def suite(name: str, classes: Classes, effort: Effort, *, bar: float | None = None) -> tuple[Attack, ...]:
+    """Return the attacks of a suite, or those in a list such as "apgd-ce,square".
 
     rog: the paper's four, APGD on cross entropy and on DLR (three classes and more), FAB, Square. strong:
     ours. quick: its strongest member alone. blackbox: Square alone, for models without gradients.
 
     Args:
-        name: of the suite.
+        name: a suite, or names of single attacks: apgd-OBJECTIVE, pgd-OBJECTIVE, fab, square.
         classes: of the task.
         effort: steps, restarts and queries.
-        bar: mean Dice below which a case counts as broken, for FAB; None leaves FAB out.
+        bar: mean Dice below which a case counts as broken, for FAB; None: half of the case's clean Dice.
+
+    Raises:
+        ConfigError: neither; the message lists what is known.
     """
-    n, r = effort.steps, effort.restarts
-    square: Attack = Square(queries=effort.queries, restarts=r)
-    if name == "blackbox":
-        return (square,)
-    strongest: Attack = APGD(STRONGEST, steps=n, restarts=r)
-    if name == "quick":
-        return (strongest,)
-    fab: tuple[Attack, ...] = () if bar is None else (FAB(steps=n, restarts=r, bar=bar),)
-    if name == "rog":
-        objectives = ("ce",) if classes.regions or classes.n < 3 else ("ce", "dlr")
-        return (*(APGD(o, steps=n, restarts=r) for o in objectives), *fab, square)
-    return (strongest, *(APGD(o, steps=n, restarts=r) for o in FURTHER), *fab, square)
+    objectives = ("ce",) if classes.regions or classes.n < 3 else ("ce", "dlr")
+    members = {
+        "rog": (*(f"apgd-{o}" for o in objectives), "fab", "square"),
+        "strong": (f"apgd-{STRONGEST}", *(f"apgd-{o}" for o in FURTHER), "fab", "square"),
+        "quick": (f"apgd-{STRONGEST}",),
+        "blackbox": ("square",),
+    }
+    chosen = members.get(name) or tuple(dict.fromkeys(p.strip() for p in name.split(",") if p.strip()))
+    if not chosen:
+        raise ConfigError(f"no suite named; known are {', '.join(members)}")
+    return tuple(_attack(n, effort, bar) for n in chosen)
+
+
+def _attack(name: str, effort: Effort, bar: float | None) -> Attack:
+    kind, _, objective = name.partition("-")
+    if name == "square":
+        return Square(queries=effort.queries, restarts=effort.restarts)
+    if name == "fab":
+        return FAB(steps=effort.steps, restarts=effort.restarts, bar=bar)
+    if kind == "apgd" and objective:
+        return APGD(objective, steps=effort.steps, restarts=effort.restarts)
+    if kind == "pgd" and objective:
+        return PGD(objective, steps=effort.steps, restarts=effort.restarts)
+    raise ConfigError(
+        f"no suite or attack {name!r}; known are {', '.join(SUITES)}, and lists of apgd-OBJECTIVE, "
+        f"pgd-OBJECTIVE, fab and square, with OBJECTIVE one of {', '.join(OBJECTIVES)}"
+    )
 
 
 STRONGEST = "tversky"

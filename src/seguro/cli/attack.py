@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
     from seguro.api.attack import AttackReport
 
-SUITES = ("strong", "rog", "quick", "blackbox")
-
 
 def attack(
     run: Annotated[Path, typer.Argument(help="A run or model folder.")],
     suite: Annotated[
         str,
         typer.Option(
-            help="strong: ours. rog: the paper's four. quick: the strongest alone. blackbox: no gradients."
+            help="strong: ours. rog: the paper's four. quick: the strongest alone. blackbox: no gradients. "
+            "Or a list of attacks, such as apgd-ce,square."
         ),
     ] = "strong",
     eps: Annotated[
@@ -72,7 +71,6 @@ def attack(
     from seguro.api.corrupt import CorruptOptions
 
     for what, value, known in (
-        ("--suite", suite, SUITES),
         ("--center", center, ("foreground", "middle")),
         ("--box", box, ("own", "window")),
     ):
@@ -98,7 +96,7 @@ def attack(
             from seguro.api.attack import attack as start
 
             options = AttackOptions(
-                suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,  # type: ignore[arg-type]
+                suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
                 whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
                 cases=cases, limit=limit, check=check, seed=seed, device=chosen,
             )  # fmt: skip
