@@ -127,6 +127,7 @@ class AttackJob:
             "case": case.id,
             "eps": epsilon.number,
             "native": of_file,
+            "scaled": tuple(threat.eps[0].tolist()),
             "predict_s": predict_s,
         }
         if epsilon.value == 0:
@@ -259,13 +260,14 @@ class AttackJob:
 
         o, plan = self.options, self.model.plan
         hit = [r for records in done.values() for r in records[1:]]
-        native = {
-            c.name: {
-                f"{records[0].eps:g}": float(np.median([r.native[i] for r in records]))
-                for records in zip(*done.values(), strict=True)
-            }
-            for i, c in enumerate(plan.channels)
-        }
+        sizes: dict[str, dict[str, float]] = {}
+        for i, c in enumerate(plan.channels):
+            for records in zip(*done.values(), strict=True):
+                for what, of in (
+                    ("file", [r.native[i] for r in records]),
+                    ("scaled", [r.scaled[i] for r in records]),
+                ):
+                    sizes.setdefault(f"{c.name}, {what}", {})[f"{records[0].eps:g}"] = float(np.median(of))
         calls = [a for r in hit for a in r.attacks.values()]
         seconds, predict = np.mean([r.seconds for r in hit]), np.mean([r.predict_s for r in hit])
         return {
@@ -277,7 +279,7 @@ class AttackJob:
             },
             "eps": [e.number for e in self.epsilons],
             "attacks": ["worst", *hit[0].attacks],
-            "native_eps": native,
+            "native_eps": sizes,
             "guards": guards,
             "cost": {
                 "attack_s_per_case": float(seconds),

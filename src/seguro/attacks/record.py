@@ -47,6 +47,8 @@ class CaseRecord(Record):
     """The attack that found `score`."""
     native: tuple[float, ...]
     """Epsilon per channel in the units of the file."""
+    scaled: tuple[float, ...]
+    """Epsilon per channel in the units of the image that the model sees."""
     minimum: float | None = None
     """Smallest strength at which FAB broke the case, in the unit of `eps`."""
     seconds: float
