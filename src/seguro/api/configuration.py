@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from seguro.api.labelled import Labelled
 from seguro.core.errors import ConfigError
 from seguro.core.settings import merge
 
@@ -37,6 +38,8 @@ class TrainOptions:
     validations: int = 20
     patience: int = 0
     init: Path | None = None
+    labelled: Labelled | None = None
+    """Which patients keep their labels (api/labelled.py); None: all."""
     name: str | None = None
     workers: int = 1
     threads: int | None = None

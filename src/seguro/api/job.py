@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from seguro.api.cases import cases_of_fold
 from seguro.api.configuration import TrainOptions, configure, default_network
+from seguro.api.labelled import hidden_cases, labelled_patients
 from seguro.core.errors import ConfigError
 from seguro.core.files import sha256_file
 from seguro.core.settings import read_yaml, seconds
@@ -32,6 +34,8 @@ class Job:
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
     stage: Stage
+    hidden: frozenset[str] = frozenset()
+    """Training cases whose labels are kept from the run."""
 
     @property
     def folder(self) -> Path:
@@ -58,8 +62,12 @@ def resolve(
     from seguro.methods import get
 
     needs = get(options.method).needs
+    train, validation = cases_of_fold(manifest, plan, options.fold, needs.labels)
+    patients = _labelled(options, needs.labels, train, validation)
+    hidden = frozenset[str]() if patients is None else hidden_cases(train, patients)
     own = f"-{options.network or default_network(options.method)}".replace(":", "-").rstrip("-")
-    folder = workspace / "runs" / (options.name or f"{options.method}{own}-fold{options.fold}")
+    own += f"-fold{options.fold}" + ("" if patients is None else f"-labelled{len(patients)}")
+    folder = workspace / "runs" / (options.name or f"{options.method}{own}")
     begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     if options.preset == "auto" and "preset" in begun:
         options = replace(options, preset=begun["preset"])
@@ -71,7 +79,8 @@ def resolve(
         raise ConfigError(
             f"method {options.method} works in {needs.dims} dimensions, the plan has {plan.dims}"
         )
-    train, validation = cases_of_fold(manifest, plan, options.fold, needs.labels)
+    if needs.labels == "all":
+        train, hidden = tuple(c for c in train if c.id not in hidden), frozenset()
     reads = {f"case/{c.id}": c.hash for c in (*train, *validation)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
     if options.init:
@@ -88,10 +97,26 @@ def resolve(
         "precision": options.precision,
         "validations": options.validations,
         "patience": options.patience,
+        # only where it was given: runs from before there was this option keep their key
+        **({} if patients is None else {"labelled": list(patients)}),
     }
     stage = Stage(folder, "train", reads=reads, config=resolved, schema=TRAIN_SCHEMA)
     store = workspace / "store" / plan.preprocessing_hash
-    return Job(options, config, plan, store, train, validation, stage)
+    return Job(options, config, plan, store, train, validation, stage, hidden)
+
+
+def _labelled(
+    options: TrainOptions,
+    needs: Literal["none", "some", "all"],
+    train: Sequence[Case],
+    validation: Sequence[Case],
+) -> tuple[str, ...] | None:
+    """Return the patients that keep their labels, None when all do."""
+    if options.labelled is None:
+        return None
+    if needs == "none":
+        raise ConfigError(f"--labelled {options.labelled}: method {options.method} sees no labels at all")
+    return labelled_patients(options.labelled, train, validation, seed=options.seed)
 
 
 def same_or_refuse(folder: Path, stage: Stage) -> None:

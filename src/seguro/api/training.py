@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import yaml
 
 from seguro.api.configuration import TrainOptions
 from seguro.api.job import Job, resolve, same_or_refuse
+from seguro.api.labelled import doubts
 from seguro.api.stages import plan, prepare
 from seguro.api.workspace import Count, Say, quiet, workspace_of
 from seguro.core.files import write_json, write_text
@@ -82,7 +83,7 @@ def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | No
     say(
         f"{chosen['method']} ({chosen['preset']}) on {runtime.device} at {runtime.precision}, "
         f"{runtime.world} rank{'s' * (runtime.world > 1)}: "
-        f"{len(job.train)} training and {len(job.validation)} validation cases, "
+        f"{len(job.train)} training and {len(job.validation)} validation cases{_told(job)}, "
         f"ends {f'in about {minutes} min' if minutes else 'after ' + str(chosen['updates']) + ' updates'}"
     )
     loop = _loop(job, runtime, progress, say)
@@ -91,12 +92,26 @@ def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | No
             text = yaml.safe_dump({"key": job.stage.key, **chosen}, sort_keys=False)
             write_text(folder / "config.yaml", text)
             sides = {"train": [c.id for c in job.train], "validation": [c.id for c in job.validation]}
+            if job.hidden:
+                sides["labels_hidden"] = sorted(job.hidden)
             write_json(folder / "cases.json", sides)
-            _deploy(job, loop, loop.fit())
+            warnings = doubts(loop.cases)
+            for line in warnings:
+                say(f"warning: {line}")
+            _deploy(job, loop, loop.fit(), warnings)
     else:
         loop.fit()
     runtime.barrier()
     return folder
+
+
+def _told(job: Job) -> str:
+    """Return who keeps their labels, where not all do."""
+    patients = job.stage.config.get("labelled")
+    if patients is None:
+        return ""
+    n = sum(c.label is not None and c.id not in job.hidden for c in job.train)
+    return f", labels of {n} ({len(patients)} patient{'s' * (len(patients) != 1)})"
 
 
 def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Loop:
@@ -127,7 +142,7 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
             validate = _also_robust(validate, kept, job, runtime)
     return Loop(
         method,
-        Cases(job.store, job.train, classes, hide_labels=needs.labels == "none"),
+        Cases(job.store, job.train, classes, hide_labels=needs.labels == "none", hidden=job.hidden),
         job.folder,
         runtime,
         Limits(options.updates, chosen["budget_s"], options.validations, options.patience),
@@ -150,7 +165,7 @@ def _also_robust(
     return lambda predictor: {**clean(predictor), **robust(predictor)}
 
 
-def _deploy(job: Job, loop: Loop, best: Checkpoint) -> None:
+def _deploy(job: Job, loop: Loop, best: Checkpoint, warnings: Sequence[str]) -> None:
     """Write the model of the chosen checkpoint and finish the stage."""
     import torch
 
@@ -169,6 +184,7 @@ def _deploy(job: Job, loop: Loop, best: Checkpoint) -> None:
     )
     job.stage.finish(
         [job.folder / "config.yaml", job.folder / "cases.json", *files],
+        warnings=list(warnings),
         seed=job.options.seed,
         updates=loop.run.update,
         chosen_update=best.update,

@@ -10,6 +10,10 @@ import typer
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
 RECIPE = "Rules of patch and strides: seguro, or rog (3-D, as published)."
+LABELLED = (
+    "Patients that keep their labels, others are unlabelled: a number (3, drawn by --seed), a share (0.1), "
+    "ids with commas (a,b; one: a,) or a file with one id per line."
+)
 GPU_MEMORY_GIB = 8.0
 """Memory of a training step that a first plan is made for where there is a GPU."""
 
@@ -37,6 +41,7 @@ def train(
     patience: Annotated[int, typer.Option(min=0, help="Stop after so many validations without gain.")] = 0,
     validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
     init: Annotated[Path | None, typer.Option(help="Start from this run's or model's weights.")] = None,
+    labelled: Annotated[str | None, typer.Option(help=LABELLED)] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, 32, bf16-mixed, 16-mixed.")] = "auto",
@@ -79,7 +84,7 @@ def train(
     options = api.TrainOptions(
         method=method, preset=preset, network=network, settings=settings, updates=updates, budget=budget,
         batch=batch, seed=seed, device=device, precision=precision, validations=validations,  # type: ignore[arg-type]
-        patience=patience, init=init, name=name, workers=workers, threads=threads,
+        patience=patience, init=init, labelled=labelled, name=name, workers=workers, threads=threads,
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
     plan_options = plan_options_for(

@@ -8,7 +8,7 @@ atomically.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Stored:
     label: NDArray[np.uint8] | None
     """(Z, Y, X) stored labels, None when unlabelled or not to be seen."""
     annotated: NDArray[np.float32]
-    """(foreground,) 1 where the class was looked for."""
+    """(foreground,) 1 where the class was looked for; zeros when unlabelled."""
     locations: NDArray[np.int32]
     """(n, 4) of (foreground class, z, y, x)."""
     grid: Grid
@@ -66,22 +66,34 @@ class Cases(Sequence[Stored]):
         cases: which ones, in this order.
         classes: the task.
         hide_labels: whether labels are kept from the method (`needs.labels == "none"`).
+        hidden: ids of cases whose labels are kept from the method: unlabelled for it, their files not opened.
     """
 
     def __init__(
-        self, folder: Path, cases: Sequence[Case], classes: Classes, *, hide_labels: bool = False
+        self,
+        folder: Path,
+        cases: Sequence[Case],
+        classes: Classes,
+        *,
+        hide_labels: bool = False,
+        hidden: Collection[str] = (),
     ) -> None:
         self.folder = folder
         self.classes = classes
         self.touched: list[str] = []
         self._cases = tuple(cases)
-        self._hide = hide_labels
+        self._hidden = frozenset(c.id for c in self._cases if hide_labels or c.id in hidden)
         self._open: dict[int, Stored] = {}
-        self.labelled = (
-            () if hide_labels else tuple(i for i, c in enumerate(self._cases) if c.label is not None)
+        self.labelled = tuple(
+            i for i, c in enumerate(self._cases) if c.label is not None and c.id not in self._hidden
         )
         known = set(self.labelled)
         self.unlabelled = tuple(i for i in range(len(self._cases)) if i not in known)
+
+    @property
+    def facts(self) -> tuple[Case, ...]:
+        """What the manifest says of each case."""
+        return self._cases
 
     def __len__(self) -> int:
         return len(self._cases)
@@ -92,9 +104,8 @@ class Cases(Sequence[Stored]):
         index = int(index)
         self.touched.append(self._cases[index].id)
         if index not in self._open:
-            self._open[index] = open_case(
-                self.folder, self._cases[index], self.classes, hide_label=self._hide
-            )
+            case = self._cases[index]
+            self._open[index] = open_case(self.folder, case, self.classes, hide_label=case.id in self._hidden)
         return self._open[index]
 
     def __iter__(self) -> Iterator[Stored]:
@@ -127,7 +138,7 @@ def open_case(folder: Path, case: Case, classes: Classes, *, hide_label: bool = 
         label=np.load(stem.with_suffix(".label.npy"), mmap_mode="r", allow_pickle=False)
         if labelled
         else None,
-        annotated=np.array([name in case.annotated for name in classes.foreground], dtype=np.float32),
+        annotated=np.array([labelled and n in case.annotated for n in classes.foreground], dtype=np.float32),
         locations=_locations_file(stem) if labelled else np.zeros((0, 4), np.int32),
         grid=grid,
     )

@@ -182,6 +182,9 @@ def _train(run: Path, config: Mapping[str, Any], defaults: Defaults) -> Iterator
         value = config.get(key, default)
         if key == "seed" or value != default:
             yield from (f"--{key}", str(value))
+    if labelled := config.get("labelled"):
+        names = [str(p) for p in labelled]
+        yield from ("--labelled", ",".join(names) + "," * (len(names) == 1))  # "3," is an id, "3" a number
     if init := read_object(run / STAGE_FILE).get("reads", {}).get("init"):
         yield from (
             "--init",
