@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from seguro import api
@@ -11,6 +12,7 @@ from seguro.api.attack import attack
 from seguro.api.attack_options import AttackOptions
 from seguro.cli.main import main
 from seguro.core.files import read_json
+from seguro.data.formats import read_image
 from seguro.data.planner import PlanOptions
 from seguro.evaluation.robustness import read_csv, read_minimum
 
@@ -82,8 +84,16 @@ def test_a_killed_attack_goes_on_and_ends_the_same(run):
 def test_whole_volumes_and_black_box(run, capsys):
     result = call(
         capsys, run, "--suite", "blackbox", "--eps", "32", "--queries", "4", "--whole-volume", "--check", "0",
-        "--limit", "1",
+        "--limit", "1", "--save",
     )  # fmt: skip
+    volumes = run / "attacks" / "blackbox-validation-volume" / "volumes"
+    clean, bad = (
+        read_image([f]).array for f in sorted(volumes.iterdir(), key=lambda f: "clean" not in f.name)
+    )
+    bound = result["native_eps"]["MRI, file"]["32"]
+    assert 0.9 * bound < np.abs(bad - clean).max() <= bound * 1.001
+    assert main(["attack", str(run), "--save"]) == 1
+    assert "--whole-volume" in capsys.readouterr().err
     assert result["setting"]["where"] == "volume" and result["cases"] == 1
     assert result["attacks"] == ["worst", "noise", "square"] and result["cost"]["backwards"] == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ from seguro.api.attack_options import AttackOptions, spread
 from seguro.attacks import ensemble, guards
 from seguro.attacks.ensemble import BLACK_BOX, NOISE, Effort
 from seguro.attacks.record import CaseRecord, one, plain, save_view
+from seguro.attacks.saved import save_volumes
 from seguro.attacks.subject import Subject, patch_subject, volume_subject
 from seguro.attacks.threat import UNITS, Epsilon, threat_of
 from seguro.attacks.victim import Best, Victim
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json, write_bytes, write_json
-from seguro.core.types import Case, Manifest
+from seguro.core.types import Case, Grid, Manifest
 from seguro.data.manifest import read_case, read_case_label
-from seguro.data.preprocess import label_to_planned, native_unit, to_planned
+from seguro.data.preprocess import label_to_planned, native_scale, to_planned
 from seguro.engine.model import Model
 from seguro.evaluation import robustness
 from seguro.evaluation.robustness import MinimumRow, RobustRow
@@ -31,11 +32,29 @@ from seguro.evaluation.robustness import MinimumRow, RobustRow
 SCHEMA = 1
 EXAMPLES = 6
 """Worst cases whose slices are kept for the report."""
+SAVED = "volumes"
+"""Folder of the attacked volumes, where they are asked for."""
 BAR = 0.5
 """A case counts as broken below this share of the model's mean clean Dice (the paper's rule)."""
 
 Progress = Callable[[int, int, str], None]
 """(done, total, what is worked on)."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """The case that was read last."""
+
+    id: str
+    subject: Subject
+    scales: tuple[tuple[float, float], ...]
+    """Per channel, file units of one scaled unit, and the file value of zero."""
+    grid: Grid
+
+    @property
+    def ml(self) -> float:
+        """Millilitres of a planned voxel; 1 where there is no physical size."""
+        return 1.0 if self.grid.unit == "px" else self.grid.voxel_ml
 
 
 class AttackJob:
@@ -59,11 +78,11 @@ class AttackJob:
         self._tell = progress
         self._done = 0
         self._total = len(self.cases) * len(self.epsilons) + 2 * len(self.checked)
-        self._open: tuple[str, Subject, tuple[float, ...], float] | None = None
+        self._open: _Open | None = None
 
-    def subject(self, case: Case) -> tuple[Subject, tuple[float, ...], float]:
-        """Return what is attacked of a case, file units per scaled unit of each channel, and ml per voxel."""
-        if self._open is None or self._open[0] != case.id:
+    def open(self, case: Case) -> _Open:
+        """Return a case, read when it was not the last one."""
+        if self._open is None or self._open.id != case.id:
             volume = read_case(case, self.manifest)
             truth = read_case_label(case, self.manifest, like=volume.grid)
             if truth is None:
@@ -77,9 +96,9 @@ class AttackJob:
                 made = volume_subject(*args, device=self.options.device)
             else:
                 made = patch_subject(*args, center=self.options.center, device=self.options.device)
-            native = tuple(native_unit(volume.array[i], c) for i, c in enumerate(plan.channels))
-            self._open = (case.id, made, native, 1.0 if grid.unit == "px" else grid.voxel_ml)
-        return self._open[1:]
+            scales = tuple(native_scale(volume.array[i], c) for i, c in enumerate(plan.channels))
+            self._open = _Open(case.id, made, scales, grid)
+        return self._open
 
     def record(
         self, case: Case, epsilon: Epsilon, suite: str, effort: Effort, bar: float | None
@@ -96,13 +115,19 @@ class AttackJob:
             }
         )  # fmt: skip
         path = self.folder / "cases" / f"{key[:24]}.json"
-        if path.exists():
+        lost = o.save and epsilon.value > 0 and suite == o.suite and effort == self.effort
+        lost = lost and not (self.folder / SAVED / f"{case.id}_{self._file_name(epsilon)}.nii.gz").exists()
+        if path.exists() and not lost:
             found = CaseRecord.model_validate(read_json(path))
             if found.key == key:
                 return found
         made = self._attacked(case, epsilon, suite, effort, bar, key, path)
         write_json(path, made.model_dump(mode="json"))
         return made
+
+    @staticmethod
+    def _file_name(epsilon: Epsilon) -> str:
+        return "eps" + str(epsilon).replace("/", "of")
 
     def _attacked(
         self,
@@ -114,11 +139,11 @@ class AttackJob:
         key: str,
         path: Path,
     ) -> CaseRecord:
-
-        subject, native, _ = self.subject(case)
+        opened, o = self.open(case), self.options
+        subject = opened.subject
         victim = Victim(subject.logits, subject.truth)
         threat = threat_of(subject.x, epsilon, self.model.plan, box=self.options.box)
-        of_file = tuple(float(e) * u for e, u in zip(threat.eps[0], native, strict=True))
+        of_file = tuple(float(e) * unit for e, (unit, _) in zip(threat.eps[0], opened.scales, strict=True))
         start = time.monotonic()
         clean = Best(victim, subject.x, threat)
         predict_s = time.monotonic() - start
@@ -144,6 +169,12 @@ class AttackJob:
             attacks, victim, subject.x, threat, seed=self.options.seed, cases=[case.id]
         )
         save_view(path.with_suffix(".npz"), subject, outcome, self.model.plan.classes)
+        if o.save:
+            clean_image, attacked = (v[0].cpu().numpy() for v in (subject.x, outcome.x))
+            name = self._file_name(epsilon)
+            save_volumes(
+                self.folder / SAVED, case.id, name, clean_image, attacked, opened.scales, opened.grid, of_file
+            )
         size = next((f.minimum for f in outcome.found.values() if f.minimum is not None), None)
         return CaseRecord(
             **common,
@@ -186,9 +217,9 @@ class AttackJob:
 
     def _rows(self, case: Case, records: Sequence[CaseRecord]) -> list[RobustRow]:
         """Return the rows of a case; its worst case never rises with the strength, balls being nested."""
-        subject, _, ml = self.subject(case)
+        opened = self.open(case)
         classes = self.model.plan.classes
-        sizes = self._sizes(subject, ml)
+        sizes = self._sizes(opened.subject, opened.ml)
         clean, names = records[0], list(records[-1].attacks)
         worst = list(clean.lowest)
         out = []

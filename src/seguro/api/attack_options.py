@@ -33,6 +33,8 @@ class AttackOptions:
     cases: str = "validation"
     limit: int | None = None
     """So many cases, evenly spread over the list; None for all."""
+    save: bool = False
+    """Also write the attacked volumes as NIfTI; only of whole volumes."""
     check: int = 3
     """Cases on which convergence and the unbounded attack are checked."""
     seed: int = 0
@@ -42,6 +44,8 @@ class AttackOptions:
         """Refuse counts below one."""
         if min(self.steps, self.restarts, self.queries, self.limit or 1) < 1:
             raise ConfigError("iterations, restarts, queries and limit must be at least 1")
+        if self.save and not self.whole_volume:
+            raise ConfigError("--save writes whole volumes: add --whole-volume")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise ConfigError(f"threshold {self.threshold}: a Dice above 0, at most 1")
 

@@ -47,6 +47,7 @@ def attack(
     threshold: Annotated[
         float | None, typer.Option(help="Dice below which a case is broken; half the mean clean Dice.")
     ] = None,
+    save: Annotated[bool, typer.Option("--save", help="Also write the attacked volumes as NIfTI.")] = False,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Twelve natural corruptions at five severities instead.")
     ] = False,
@@ -98,7 +99,7 @@ def attack(
             options = AttackOptions(
                 suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
                 whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
-                cases=cases, limit=limit, check=check, seed=seed, device=chosen,
+                cases=cases, limit=limit, check=check, save=save, seed=seed, device=chosen,
             )  # fmt: skip
             report = start(run, options, progress=progress, **place)  # type: ignore[arg-type]
     _show(text, report)

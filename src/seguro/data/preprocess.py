@@ -59,15 +59,15 @@ def scale(channel: NDArray[np.floating], how: Intensity) -> NDArray[np.float32]:
     return np.asarray((x - x.mean(dtype=np.float64)) / x.std(dtype=np.float64), dtype=np.float32)
 
 
-def native_unit(channel: NDArray[np.floating], how: Intensity) -> float:
-    """Return how many units of the file one unit of the scaled channel (Z, Y, X) is, before resampling."""
+def native_scale(channel: NDArray[np.floating], how: Intensity) -> tuple[float, float]:
+    """Return the file units of one unit of the scaled channel (Z, Y, X), and the file value of its zero."""
     if how.scheme == "ct":
-        return max(how.sd, 1e-6)
+        return max(how.sd, 1e-6), how.mean
     if how.scheme == "zscore":
         low, high = np.percentile(channel, CLIP)
         clipped = np.clip(channel, low, high) if high > low else channel
-        return float(np.asarray(clipped).std(dtype=np.float64))
-    return 255.0 if how.scheme == "unit" else 1.0
+        return float(np.asarray(clipped).std(dtype=np.float64)), float(clipped.mean(dtype=np.float64))
+    return (255.0, 0.0) if how.scheme == "unit" else (1.0, 0.0)
 
 
 def encode_label(label: NDArray[np.integer], classes: Classes) -> NDArray[np.uint8]:
