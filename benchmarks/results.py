@@ -24,17 +24,22 @@ def experiment(path: Path) -> list[str]:
     result: dict[str, Any] = read_json(path)
     readme = (path.parent / "README.md").read_text().split("\n\n")
     lines = [f"## {path.parent.name}", "", readme[1] if len(readme) > 1 else "", ""]
-    lines += ["| class | n | " + " | ".join(SHOWN) + " |", "|---|---|" + "---|" * len(SHOWN)]
-    rows = {(r["class"], r["metric"]): r for r in result["rows"]}
-    for cls in dict.fromkeys(r["class"] for r in result["rows"]):
+    columns = result.get("columns", SHOWN)
+    lines += [
+        "| setting | class | n | " + " | ".join(columns) + " |",
+        "|---|---|---|" + "---|" * len(columns),
+    ]
+    kept = [r for r in result["rows"] if r.get("attack", "worst") == "worst"]
+    rows = {(r["setting"], r["class"], r["metric"]): r for r in kept}
+    for setting, cls in dict.fromkeys((r["setting"], r["class"]) for r in kept):
         cells = []
-        for metric in SHOWN:
-            row = rows.get((cls, metric))
+        for metric in columns:
+            row = rows.get((setting, cls, metric))
             cells.append(
                 f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]" if row else ""
             )
-        n = next((r["n"] for r in result["rows"] if r["class"] == cls), "")
-        lines.append(f"| {cls} | {n} | " + " | ".join(cells) + " |")
+        n = next((r["n"] for r in kept if (r["setting"], r["class"]) == (setting, cls)), "")
+        lines.append(f"| {setting} | {cls} | {n} | " + " | ".join(cells) + " |")
     cost = ", ".join(
         f"{u} updates in {m:.0f} min" for u, m in zip(result["updates"], result["minutes"], strict=True)
     )

@@ -78,7 +78,11 @@ def figure(run: Path) -> str:
     for row in read_csv(scores_of(run) / "scores.csv"):
         if row.metric == "dice" and row.value is not None:
             groups.setdefault(row.cls, []).append(Dot(row.case, row.value, bool(row.note)))
-    drawing = str(strip(list(groups.items()), axis="Dice, one dot per case", limits=(0.0, 1.0)))
+    return standalone(str(strip(list(groups.items()), axis="Dice, one dot per case", limits=(0.0, 1.0))))
+
+
+def standalone(drawing: str) -> str:
+    """Return a figure of the report as a stand-alone SVG."""
     start = drawing.index(">") + 1
     head = drawing[:start]
     if "xmlns=" not in head:
