@@ -124,7 +124,8 @@ class Lattice(nn.Module):
     Shape: (N, in_channels, *size) -> (N, classes, *size), any size (edge-padded to the total stride inside).
 
     `names` lists the activations in the order a hook sees them: "input", "stem1" (also the skip to the
-    head), "stem2", the nodes ("L0d0" ...: before their outgoing edges), and "last" (the logits).
+    head), "stem2", the nodes ("L0d0" ...: before their outgoing edges), and "last" (the logits). `stages`
+    are those on the way down.
 
     Raises:
         ConfigError: strides or width it cannot be built with.
@@ -158,6 +159,7 @@ class Lattice(nn.Module):
         self.classifier = CONV[dims](half, classes, kernel_size=1, bias=False)
         self.stem_factor = first
         self.names: tuple[str, ...] = ("input", "stem1", "stem2", *EDGES, "last")
+        self.stages: tuple[str, ...] = ("stem1", "stem2", *(n for n in EDGES if n[1] == n[3]))
 
     def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
         """Return logits (N, classes, *size); `hook` may replace any named activation."""

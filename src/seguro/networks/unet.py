@@ -33,7 +33,7 @@ class UNet(nn.Module):
 
     `names` lists the activations in the order a hook sees them: "input", "enc0" ... "encL", then for each
     decoder level "skipK" and "decK", and "last" (the logits). "encK" flows on downwards, "skipK" is its copy
-    that crosses.
+    that crosses. `stages` are the encoder's, `skips` says what each skip is a copy of.
     """
 
     def __init__(
@@ -68,6 +68,8 @@ class UNet(nn.Module):
         down = [f"enc{i}" for i in range(len(kernels))]
         up = [name for i in reversed(range(len(strides))) for name in (f"skip{i}", f"dec{i}")]
         self.names: tuple[str, ...] = ("input", *down, *up, "last")
+        self.stages: tuple[str, ...] = tuple(down)
+        self.skips = {f"skip{i}": f"enc{i}" for i in range(len(strides))}
 
     def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
         """Return logits (N, classes, *size); `hook` may replace any named activation."""
