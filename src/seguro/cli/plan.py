@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from seguro.cli.terminal import AsJson, DryRun, console, finish
-from seguro.cli.train import RECIPE
+from seguro.cli.train import RECIPE, SLICES, WINDOW
 
 
 def plan(
@@ -22,6 +22,8 @@ def plan(
         bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
     ] = False,
     recipe: Annotated[str | None, typer.Option(help=RECIPE)] = None,
+    window: Annotated[str | None, typer.Option(help=WINDOW)] = None,
+    slices: Annotated[str | None, typer.Option(help=SLICES)] = None,
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")
     ] = "auto",
@@ -55,6 +57,8 @@ def plan(
         dims=dims,
         full_resolution=full_resolution,
         recipe=recipe,
+        window=window,
+        slices=slices,
         device=device,
         seed=seed,
     )

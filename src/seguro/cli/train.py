@@ -10,6 +10,8 @@ import typer
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
 RECIPE = "Rules of patch and strides: seguro, or rog (3-D, as published)."
+WINDOW = "CT window in Hounsfield units: LEVEL,WIDTH, or covid, lung, abdomen, brain, bone."
+SLICES = "Of a 2-D plan: axial, coronal or sagittal; the data decide by default."
 LABELLED = (
     "Patients that keep their labels, others are unlabelled: a number (3, drawn by --seed), a share (0.1), "
     "ids with commas (a,b; one: a,) or a file with one id per line."
@@ -55,6 +57,8 @@ def train(
         bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
     ] = False,
     recipe: Annotated[str | None, typer.Option(help=RECIPE)] = None,
+    window: Annotated[str | None, typer.Option(help=WINDOW)] = None,
+    slices: Annotated[str | None, typer.Option(help=SLICES)] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read samples ahead.")] = 1,
     seed: Seed = 0,
@@ -88,7 +92,14 @@ def train(
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
     plan_options = plan_options_for(
-        workspace, memory=memory, dims=dims, full_resolution=full_resolution, recipe=recipe, device=device
+        workspace,
+        memory=memory,
+        dims=dims,
+        full_resolution=full_resolution,
+        recipe=recipe,
+        device=device,
+        window=window,
+        slices=slices,
     )
     names = (
         ["all"]
@@ -128,13 +139,18 @@ def plan_options_for(
     device: str,
     recipe: str | None = None,
     seed: int | None = None,
+    window: str | None = None,
+    slices: str | None = None,
 ) -> Any:
     """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
     from seguro.core.errors import ConfigError
-    from seguro.data.planner import PlanOptions
+    from seguro.data.planner import AXES, PlanOptions
+    from seguro.data.windows import parse_window
 
     if recipe not in (None, "seguro", "rog"):
         raise ConfigError(f"--recipe {recipe}: seguro or rog")
+    if slices not in (None, *AXES):
+        raise ConfigError(f"--slices {slices}: {', '.join(AXES)}")
     if memory is None and not (workspace / "plan" / "plan.json").exists() and _gpu(device):
         memory = GPU_MEMORY_GIB
     given = {
@@ -143,6 +159,8 @@ def plan_options_for(
         "full_resolution": full_resolution or None,
         "seed": seed,
         "recipe": recipe,
+        "window": None if window is None else parse_window(window),
+        "slices": slices,
     }
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 

@@ -40,6 +40,11 @@ class PlanOptions(Record):
     seed: int = 0
     recipe: Literal["seguro", "rog"] = "seguro"
     """Whose rules decide spacing, patch and strides: our own, or published ones (data/recipes.py)."""
+    window: tuple[float, float] | None = None
+    """(level, width) of a CT window in Hounsfield units, clipped to instead of the foreground's percentiles
+    (data/windows.py)."""
+    slices: Literal["axial", "coronal", "sagittal"] | None = None
+    """Which way slices of a 2-D plan are cut."""
 
 
 def _bounded(sizes: Sequence[int], dims: int) -> tuple[int, ...]:

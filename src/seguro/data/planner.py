@@ -19,9 +19,12 @@ from seguro.data.layouts.naming import has_side
 from seguro.data.patch import Bytes, PlanOptions, batch_within, by, coarsened, fitted, sizes_of
 from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
 from seguro.data.recipes import plan_strides, rog_of
+from seguro.data.windows import HU_BELOW, channel_of, windowed
 
 ANISOTROPIC = 3.0
 """Largest over smallest spacing from which the coarse axis is treated apart (nnU-Net's rule)."""
+AXES = ("axial", "coronal", "sagittal")
+"""What slices across canonical axis 0, 1 and 2 are called."""
 FEW_SLICES = 20
 """With fewer slices than this a 3-D network has no depth to learn from."""
 
@@ -52,10 +55,12 @@ def make(
     if published and (options.dims == 2 or options.patch is not None):
         raise ConfigError("--recipe rog decides the patch, in 3-D: leave --dims 2 and --patch out")
     spacing = options.spacing or (_medians(spacings) if published else _spacing(spacings, reasons))
-    slice_axis = _slice_axis(spacing, shapes)
+    slice_axis = AXES.index(options.slices) if options.slices else _slice_axis(spacing, shapes)
     dims = 3 if published else options.dims or _dims(spacing, shapes, slice_axis, reasons)
     if dims not in (2, 3):
         raise ConfigError(f"--dims {dims}: 2 or 3")
+    if options.slices is not None and dims == 3:
+        raise ConfigError(f"--slices {options.slices}: a 3-D plan cuts none; give --dims 2 too")
     extent = [float(v) for v in np.median(shapes * spacings, axis=0)]
     if dims == 3 and not published and options.spacing is None and options.patch is None:
         spacing = coarsened(spacing, extent, options, step_bytes, reasons)
@@ -74,7 +79,7 @@ def make(
         f"{step_bytes(patch, batch, strides) / 2**30:.2f} of {options.memory_gib:g} GiB "
         f"(median case {by(sizes)})"
     )
-    channels = tuple(_channel(name, i, measured, reasons) for i, name in enumerate(manifest.channels))
+    channels = _channels(manifest, measured, options, reasons)
     draft = Plan(
         name=manifest.name,
         dims=dims,
@@ -135,9 +140,38 @@ def _dims(spacing: ThreeF, shapes: np.ndarray, slice_axis: int, reasons: list[st
     return 3
 
 
+def _channels(
+    manifest: Manifest, measured: Sequence[Measured], options: PlanOptions, reasons: list[str]
+) -> tuple[Intensity, ...]:
+    """Return how each channel is scaled; one of them under the window, if there is one."""
+    names = manifest.channels
+    chosen = -1
+    if options.window is not None:
+        if manifest.layout == "raster":
+            raise DataError(f"{manifest.name}: --window is for Hounsfield units; pictures hold none")
+        chosen = channel_of(names, [_is_ct(name) for name in names])
+    out = []
+    for i, name in enumerate(names):
+        if i != chosen or options.window is None:
+            out.append(_channel(name, i, measured, reasons))
+            continue
+        samples = np.concatenate([m.foreground[i] for m in measured])
+        how = windowed(name, options.window, max(m.lowest[i] for m in measured), samples)
+        reasons.append(
+            f"channel {name}: Hounsfield units clipped to {how.low:g} ... {how.high:g}, the window of level "
+            f"{options.window[0]:g} and width {options.window[1]:g}"
+        )
+        out.append(how)
+    return tuple(out)
+
+
+def _is_ct(name: str) -> bool:
+    return name.strip().upper() in ("CT", "CTA", "CECT", "NCCT") or name.upper().startswith("CT ")
+
+
 def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[str]) -> Intensity:
-    is_ct = name.strip().upper() in ("CT", "CTA", "CECT", "NCCT") or name.upper().startswith("CT ")
-    in_hu = min(m.lowest[index] for m in measured) < -100
+    is_ct = _is_ct(name)
+    in_hu = min(m.lowest[index] for m in measured) < HU_BELOW
     if name.lower() in ("nonorm", "none"):
         reasons.append(f"channel {name}: as stored")
         return Intensity(name=name, scheme="none")
@@ -245,8 +279,9 @@ def ensure(
     reads = {f"case/{c.id}": c.hash for c in cases}
     if manifest.splits_sha256 is not None:
         reads[SPLITS] = manifest.splits_sha256
-    # our own rules are not written down: workspaces from before there were recipes stay valid
-    own = {"recipe"} if options.recipe == "seguro" else set()
+    # our own rules are not written down: workspaces from before there were such options stay valid
+    usual = {"recipe": "seguro", "window": None, "slices": None}
+    own = {name for name, value in usual.items() if getattr(options, name) == value}
     config: dict[str, Any] = options.model_dump(exclude=own) | {
         "classes": manifest.classes.model_dump() if manifest.classes else None,
         "channels": list(manifest.channels),

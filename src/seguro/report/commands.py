@@ -22,6 +22,8 @@ PLAN_OPTIONS = {
     "dims": "dims",
     "full-resolution": "full_resolution",
     "recipe": "recipe",
+    "window": "window",
+    "slices": "slices",
     "seed": "seed",
 }
 """Options of `seguro plan`, by the names that its stage records."""
