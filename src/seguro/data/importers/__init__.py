@@ -14,6 +14,11 @@ from seguro.core.errors import ConfigError
 
 TABLE: dict[str, tuple[str, str]] = {
     "msd": ("seguro.data.importers.msd", "Medical Segmentation Decathlon: TaskNN_NAME.tar or its folder"),
+    "malc": (
+        "seguro.data.importers.malc",
+        "MALC brains: folder of NIfTI images and Neuromorphometrics labels",
+    ),
+    "covid": ("seguro.data.importers.covid", "MedSeg COVID-19 slices: folder of image and mask stacks"),
 }
 """Name -> module, and what it takes."""
 
@@ -29,7 +34,9 @@ class Imported:
     """Of the `train` command that suits these data."""
 
 
-Bring = Callable[[Path, Path | None], Imported]
+MIN_MAX = ("malc", "covid")
+"""Those whose `bring` takes `min_max=True`: images scaled to [0, 1] by their own range."""
+Bring = Callable[..., Imported]
 """(what was downloaded, folder to write or None for a default beside nothing of the source) -> Imported."""
 
 
