@@ -1,4 +1,4 @@
-"""Two streams: the slot decides which, a labelled sample is the supervised one, an unlabelled has no label."""
+"""Two streams: the slot decides which, a labelled sample is the supervised one, an unlabelled has none."""
 
 from __future__ import annotations
 

@@ -26,11 +26,13 @@ from seguro.engine.log import RunLog
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.engine.signals import Stopped, stop_on_signals
-from seguro.methods.contract import Batch, Method, Predictor, collate
+from seguro.methods.contract import SHARE, Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
+LOW_SHARE, LOW_SHARE_FROM = 0.1, 0.1
+"""A class found on less than this part of its labelled share is noted, after this part of training."""
 
 
 @dataclass
@@ -227,7 +229,18 @@ class Loop:
         n = self._sums.pop("n", 1.0)
         logged = {k: v / n for k, v in self._sums.items()}
         self._sums = {}
+        self._note_lost(logged)
         self._select({**logged, **scores})
+
+    def _note_lost(self, logged: Mapping[str, float]) -> None:
+        """Note the classes that guesses on unlabelled patches have all but lost."""
+        shares = {k.removeprefix(SHARE): v for k, v in logged.items() if k.startswith(SHARE)}
+        low = [f"{name} ({v:.0%})" for name, v in sorted(shares.items()) if v < LOW_SHARE]
+        if low and self.run.update >= LOW_SHARE_FROM * self.run.updates:
+            self._note(
+                f"update {self.run.update}: guessed on unlabelled patches on less than {LOW_SHARE:.0%} of "
+                f"the labelled share: {', '.join(low)}"
+            )
 
     def _select(self, scores: Mapping[str, float]) -> None:
         """Take the monitored score into account; the untrained network is looked at, never chosen."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 TABLE: dict[str, str] = {
     "supervised": "seguro.methods.supervised.method:Supervised",
     "rog": "seguro.methods.rog.method:Rog",
+    "roam": "seguro.methods.roam.method:Roam",
 }
 """Name -> module:class; imported only when asked for."""
 

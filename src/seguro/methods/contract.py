@@ -19,6 +19,10 @@ from seguro.core.types import Classes, Three
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 
+SHARE = "share."
+"""An update may log `share.<class>`: how much of the unlabelled patches it finds the class on, over what the
+class takes of the labelled ones. The loop notes where that is low: a class that guesses have lost."""
+
 Build = Callable[..., nn.Module]
 """Builds a network by its table name: `build(name, in_channels=..., classes=..., plan=..., **options)`."""
 

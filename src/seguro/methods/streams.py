@@ -1,20 +1,24 @@
-"""Labelled and unlabelled samples in one batch: which slot is which, and drawing a sample of either kind."""
+"""Labelled and unlabelled samples in one batch: which slot is which, drawing them, watching the guesses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from seguro.core.types import IGNORE
+from seguro.core.types import IGNORE, Classes
 from seguro.data.augment import Augment, intensities, patch_of
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
 from seguro.data.store import Cases
+from seguro.methods.contract import SHARE, Run
 
 NO_AUGMENT = Augment(p_spatial=0.0, mirror=False, p_noise=0.0, p_blur=0.0, p_intensity=0.0)
 """The image as it is."""
@@ -95,3 +99,52 @@ def two_stream(
         annotated=case.annotated if labelled else np.zeros_like(case.annotated),
         labelled=np.asarray(labelled, np.float32),
     )
+
+
+class Shares:
+    """How much of the unlabelled patches each class takes, against what it takes of the labelled ones.
+
+    A method that learns from its own guesses can lose a rare class for good; this shows it. Both shares are
+    averages over the last updates, about `1 / (1 - DECAY)` of them.
+    """
+
+    DECAY = 0.98
+
+    def __init__(self, classes: Classes) -> None:
+        self.classes = classes
+        self._kept: Tensor | None = None
+        """(2, n): on labelled, on unlabelled."""
+
+    @torch.no_grad()
+    def observe(self, target: Tensor, counts: Tensor, labelled: Tensor, run: Run) -> dict[str, Tensor]:
+        """Take one batch into account and return `share.<class>`, unlabelled over labelled share.
+
+        Classes that no labelled patch has shown yet are left out.
+
+        Args:
+            target: (N, n, *size) probabilities: labels and guesses, not mixed.
+            counts: (N, *size) 0 where a label is to be ignored; guesses count everywhere.
+            labelled: (N,) bool, of both kinds at least one.
+            run: averages over ranks.
+        """
+        dims = (0, *range(2, target.ndim))
+        hard = target > 0.5 if self.classes.regions else target == target.amax(1, keepdim=True)
+        known = (hard * counts.unsqueeze(1))[labelled].sum(dims) / counts[labelled].sum().clamp(min=1)
+        now = run.mean(torch.stack([known, hard[~labelled].float().mean(dims)]))
+        kept = torch.zeros_like(now) if self._kept is None else self._kept
+        self._kept = kept = self.DECAY * kept + (1 - self.DECAY) * now
+        first = 0 if self.classes.regions else 1
+        return {
+            f"{SHARE}{name}": kept[1, i] / kept[0, i]
+            for i, name in enumerate(self.classes.foreground, start=first)
+            if kept[0, i] > 0
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return both shares, once there are some."""
+        return {} if self._kept is None else {"shares": self._kept}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        if "shares" in state:
+            self._kept = state["shares"].clone()

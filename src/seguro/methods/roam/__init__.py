@@ -1,0 +1,1 @@
+"""ROAM: semi-supervised segmentation by mixing samples at a random layer."""
