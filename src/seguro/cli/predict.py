@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seguro.api.selection import CASES, cases_for, is_model, is_own, manifest_for, run_of
+from seguro.cli.pictures import FOLDER, write_pictures
 from seguro.cli.terminal import AsJson, DryRun, console, finish
 from seguro.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from seguro.core.types import Case, ThreeF
+    from seguro.core.types import Case, Manifest, ThreeF
     from seguro.inference.predict import CaseProgress, PredictionReport
 
 SHOWN = 10
@@ -36,6 +37,8 @@ class Task:
     out: Path
     workspace: Path | None = None
     """Whose cases they are; None for files."""
+    manifest: Manifest | None = None
+    """Of that workspace."""
 
 
 def predict(
@@ -69,6 +72,12 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write them, per class.")
     ] = False,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Also draw them, with the truth if known: the middle slices.")
+    ] = False,
+    every: Annotated[
+        int | None, typer.Option(min=1, help="Of --pictures: every n-th slice instead of the middle ones.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Windows or slices per call.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="32, bf16-mixed, 16-mixed.")] = "32",
@@ -89,6 +98,8 @@ def predict(
 
     if precision not in ("32", "bf16-mixed", "16-mixed"):
         raise ConfigError(f"--precision {precision}: expected 32, bf16-mixed or 16-mixed")
+    if every is not None and not pictures:
+        raise ConfigError(f"--every {every}: it says which slices --pictures draws; give that too")
     size = three(spacing)
     _refuse_repair(repair, from_manifest=data is not None or cases is not None)
     text = console(as_json)
@@ -117,6 +128,9 @@ def predict(
             )  # fmt: skip
         show(text, report)
         reports.append(report)
+        if pictures:
+            drawn = write_pictures(report, task.manifest, every=every, warnings=warnings)
+            text.print(f"{len(drawn)} pictures: {escape(str(report.out / FOLDER))}/")
     finish(
         text,
         result={"predictions": [summary(r) for r in reports]},
@@ -192,7 +206,7 @@ def tasks_of(
     if out is not None:
         out_of = lambda m: out if len(groups) == 1 else out / (run_of(m[0]) or m[0]).name  # noqa: E731
     return [
-        Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m), workspace)
+        Task(tuple(m), from_manifest(manifest, chosen), len(chosen), out_of(m), workspace, manifest)
         for m, chosen in groups
     ]
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from seguro.core.errors import ConfigError, DataError, RunError
 from seguro.core.files import sha256_file, sha256_json, write_json, write_text
 from seguro.core.stage import Stage, locked
-from seguro.core.types import ThreeF, Volume, Warnings
+from seguro.core.types import Classes, ThreeF, Volume, Warnings
 from seguro.data.formats import write_label, write_scores
 from seguro.engine.model import load_model
 from seguro.engine.runtime import Precision, Runtime
@@ -57,6 +57,9 @@ class PredictionReport:
     outputs: Mapping[str, str]
     """Path relative to `out` -> SHA-256."""
     warnings: tuple[str, ...]
+    items: tuple[Item, ...]
+    """What was to be predicted, to be read again."""
+    classes: Classes
 
     @property
     def exit_code(self) -> int:
@@ -213,7 +216,14 @@ class _Job:
             tell(1.0)
         outputs = self._write(items, done, failed)
         return PredictionReport(
-            self.out, tuple(done), failed, tuple(reused), outputs, tuple(self.warnings.lines())
+            self.out,
+            tuple(done),
+            failed,
+            tuple(reused),
+            outputs,
+            tuple(self.warnings.lines()),
+            tuple(items),
+            self.ensemble.classes,
         )
 
     def _teller(self, index: int, total: int, case: str) -> Callable[[float], None]:

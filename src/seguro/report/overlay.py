@@ -71,9 +71,8 @@ def views(
     wrong = disagreement(truth, prediction, groups, image.shape)
     values = [v for group in groups for v in group]
     agreed = np.zeros(image.shape, bool) if truth is None else np.isin(truth, values) & ~wrong
-    anisotropic = max(spacing) / min(spacing) > _MOST_ANISOTROPY
-    if anisotropic or min(image.shape) < _FEWEST_SLICES:
-        axis = int(np.argmax(spacing)) if anisotropic else int(np.argmin(image.shape))
+    axis = slice_axis(image.shape, spacing)
+    if axis is not None:
         places = [(axis, i) for i in worst_slices(wrong, agreed, axis)]
     else:
         places = [(axis, worst_slices(wrong, agreed, axis, 1)[0]) for axis in range(3)]
@@ -86,7 +85,7 @@ def views(
             gray,
             cut[0],
             cut[1],
-            _in_plane(spacing, axis),
+            in_plane(spacing, axis),
             groups,
             window=(low, high),
             axis=axis,
@@ -95,6 +94,13 @@ def views(
         data, mime = encode(picture)
         out.append(View(axis, index, image.shape[axis], picture.shape[1], picture.shape[0], data, mime))
     return tuple(out)
+
+
+def slice_axis(shape: tuple[int, ...], spacing: ThreeF) -> int | None:
+    """Return the canonical axis of thick or few slices; None where a volume looks alike across all three."""
+    if max(spacing) / min(spacing) > _MOST_ANISOTROPY:
+        return int(np.argmax(spacing))
+    return int(np.argmin(shape)) if min(shape) < _FEWEST_SLICES else None
 
 
 def disagreement(
@@ -149,10 +155,11 @@ def overlay(
     window: tuple[float, float],
     axis: int = 0,
     oriented: bool = True,
+    whole: bool = False,
 ) -> NDArray[np.uint8]:
     """Return one slice as (height, width, 3) 8-bit color with contours, in true proportions.
 
-    It is cropped to the classes with room around them.
+    It is cropped to the classes with room around them, unless the `whole` slice is wanted.
 
     Truth is a solid blue line, prediction a dashed orange one; voxels that only one of them has are faintly
     tinted. Oriented slices are shown as a radiologist sees them: anterior or superior up, the patient's right
@@ -167,6 +174,7 @@ def overlay(
         window: intensities drawn black and white.
         axis: canonical axis the slice was cut across; decides what is flipped.
         oriented: False shows rows and columns as stored.
+        whole: not cropped.
     """
     labels = [truth, prediction]
     if (
@@ -174,7 +182,9 @@ def overlay(
     ):  # canonical rows rise to superior/anterior: up; columns rise to the right (x) or to anterior (y)
         flip = (slice(None, None, -1), slice(None, None, -1) if axis != 2 else slice(None))
         image, labels = image[flip], [None if a is None else a[flip] for a in labels]
-    region = crop([a for a in labels if a is not None], groups, image.shape, spacing)
+    region: tuple[slice, ...] = (slice(None), slice(None))
+    if not whole:
+        region = crop([a for a in labels if a is not None], groups, image.shape, spacing)
     gray, labels = image[region], [None if a is None else a[region] for a in labels]
     high, wide = gray.shape[0] * spacing[0], gray.shape[1] * spacing[1]
     scale = _LONG_SIDE / max(high, wide)
@@ -294,7 +304,8 @@ def _span(bounds: NDArray[Any], n: int, wanted: float) -> slice:
     return slice(start, start + length)
 
 
-def _in_plane(spacing: ThreeF, axis: int) -> tuple[float, float]:
+def in_plane(spacing: ThreeF, axis: int) -> tuple[float, float]:
+    """Return the spacing of rows and columns of a slice across `axis`."""
     first, second = (s for a, s in enumerate(spacing) if a != axis)
     return first, second
 
