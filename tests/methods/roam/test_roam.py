@@ -151,6 +151,16 @@ def test_partners_stay_in_their_group_and_ranks_draw_the_same():
         assert torch.equal(half.permutation + part.start, whole.permutation[part.start : part.stop])
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_smaller_last_batch_is_trained_on(n):
+    for more in ({}, {"partner": "other", "mixing": "mask", "lambda_per": "sample"}):
+        method, run = made(network="unet", **more)
+        run.update = 5
+        plan = method.mix_plan(batch(n).image, run)
+        assert sorted(plan.permutation.tolist()) == list(range(n))
+        assert math.isfinite(method.update(batch(n), run)["loss"])
+
+
 def test_layers_are_drawn_from_the_set_the_last_one_too_and_none_mixes_nothing():
     method, run = made(layers=("I", 1, "L", "none"))
     drawn = []

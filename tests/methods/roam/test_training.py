@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
 from seguro import api
+from seguro.core.seeds import derive
 from seguro.data.planner import PlanOptions
+from seguro.data.store import Cases, prepare
+from seguro.engine.limits import Limits
 from seguro.engine.log import RunLog
+from seguro.engine.loop import Loop
+from seguro.engine.runtime import Runtime
+from seguro.methods.roam.config import PRESETS, RoamConfig
 from seguro.methods.roam.method import Roam
+from seguro.networks import build
 
 OPTIONS = {"method": "roam", "preset": "tiny", "batch": 2, "validations": 1, "threads": 1}
 PLANNED = PlanOptions(memory_gib=0.01, batch=2)
@@ -25,18 +30,23 @@ def train(data, out, **more):
     return api.train(data, options, out=out, plan_options=PLANNED)
 
 
-def test_the_trace_is_the_same_without_the_files_nobody_may_read(phantom_folder, tmp_path):
-    """Unlabelled cases keep stray label files, and lose them: nothing changes."""
+def test_the_trace_is_the_same_when_the_labels_nobody_may_see_are_deleted(phantom_folder, tmp_path):
+    workspace, manifest, plan = api.plan(phantom_folder, out=tmp_path / "w", options=PLANNED)
+    store = prepare(workspace, manifest, plan)
+    cases, _ = api.cases_of_fold(manifest, plan, "0", "some")
+    labelled = [c for c in cases if c.label is not None]
+    hidden = {c.id for c in labelled[2:]}
+    assert hidden
     traces = []
     for name in ("with", "without"):
-        data = tmp_path / name
-        shutil.copytree(phantom_folder, data)
-        stray = data / "labelsUn"
-        if name == "with":
-            stray.mkdir()
-            for image in (data / "imagesUn").iterdir():
-                (stray / image.name).write_bytes(b"must not be opened")
-        traces.append(losses(train(data, tmp_path / f"w-{name}")))
+        torch.manual_seed(derive(0, "init"))
+        method = Roam(RoamConfig.model_validate(PRESETS["tiny"]), plan, build)
+        given = Cases(store, cases, plan.classes, hidden=hidden)
+        Loop(method, given, tmp_path / name, Runtime("cpu"), Limits(updates=4), batch=4, seed=0).fit()
+        traces.append(losses(tmp_path / name))
+        for case in labelled[2:]:
+            for kind in ("label", "locations"):
+                (store / f"{case.hash}.{kind}.npy").unlink(missing_ok=True)
     assert traces[0] == traces[1] and len(traces[0]) == 4
 
 
@@ -62,3 +72,21 @@ def test_presets_train(flat_folder, tmp_path, preset):
     settings = {"network_options": {"width": 4}, "group": 2}
     run = train(flat_folder, tmp_path, preset=preset, settings=settings, updates=2)
     assert len(losses(run)) == 2
+
+
+@pytest.mark.parametrize(
+    ("network", "settings"),
+    [
+        ("unet-classic", {"network_options": {"width": 4}, "layers": ["I", 2, "L"], "skips": "all"}),
+        ("lattice", {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"], "skips": "official"}),
+        (
+            "monai:SegResNet",
+            {"network_options": {"init_filters": 8}, "layers": ["I", "convInit", "L"], "skips": "official"},
+        ),
+    ],
+)
+def test_any_network_that_names_its_layers_trains(phantom_folder, tmp_path, network, settings):
+    if network.startswith("monai"):
+        pytest.importorskip("monai")
+    run = train(phantom_folder, tmp_path, network=network, settings=settings, updates=3)
+    assert len(losses(run)) == 3 and None not in losses(run)
