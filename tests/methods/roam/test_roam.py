@@ -254,6 +254,8 @@ def test_options_that_do_not_fit_are_refused(config, word):
 def test_layers_and_batches_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="known are I"):
         made(layers=("bottom",))
+    with pytest.raises(ConfigError, match="repeats"):
+        made(layers=("I", 0))
     with pytest.raises(ConfigError, match="skips=official"):
         made(network="lattice", skips="all", layers=(2,))
     with pytest.raises(ConfigError, match="multiple of 8"):

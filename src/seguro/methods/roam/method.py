@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
@@ -47,6 +48,8 @@ class Roam:
         self.modules = nn.ModuleDict({"network": network})
         self.points = points_of(network, in_channels=len(plan.channels), size=plan.patch)
         self.layers = [n if n == UNMIXED else self.points.resolve(n) for n in config.layers]
+        if len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"layers {config.layers} are {self.layers}: one repeats; use layer_weights")
         for layer in self.layers:
             if layer != UNMIXED:
                 self.points.mixed_at(layer, config.skips)  # refuses here what it would refuse in training
