@@ -13,6 +13,10 @@ TABLE: dict[str, str] = {
     "supervised": "seguro.methods.supervised.method:Supervised",
     "rog": "seguro.methods.rog.method:Rog",
     "roam": "seguro.methods.roam.method:Roam",
+    "mean-teacher": "seguro.methods.semi.mean_teacher:MeanTeacher",
+    "cps": "seguro.methods.semi.cps:CPS",
+    "unimatch": "seguro.methods.semi.unimatch:UniMatch",
+    "bcp": "seguro.methods.semi.bcp:BCP",
 }
 """Name -> module:class; imported only when asked for."""
 

@@ -1,0 +1,1 @@
+"""Semi-supervised methods to compare with: Mean Teacher, CPS, UniMatch, BCP."""
