@@ -24,7 +24,7 @@ def run(request, tmp_path_factory):
     """A finished run of the method on three-dimensional data where it can, else on pictures."""
     name, folder = request.param, tmp_path_factory.mktemp("run")
     write = phantom.write_msd if 3 in get(name).needs.dims else phantom.write_png
-    data = write(folder / "data", n_labelled=4, seed=3)
+    data = write(folder / "data", n_labelled=4, n_unlabelled=2, seed=3)
     return api.train(
         data,
         api.TrainOptions(method=name, **OPTIONS),

@@ -71,10 +71,12 @@ class Toy:
 def toy():
     """Make a method by name with these settings."""
 
-    def make(name: str, *, updates: int = 100, batch: int = 4, **config: Any) -> Toy:
+    def make(
+        name: str, *, updates: int = 100, batch: int = 4, classes: Classes = PLAN.classes, **config: Any
+    ) -> Toy:
         torch.manual_seed(derive(0, "init"))
         kind = get(name)
-        method = kind(kind.Config(**config), PLAN, build)
+        method = kind(kind.Config(**config), PLAN.model_copy(update={"classes": classes}), build)
         return Toy(method, LoopRun(method, Runtime("cpu"), seed=0, batch=batch, updates=updates))
 
     return make

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from seguro.core.types import IGNORE, Classes
+from seguro.losses import one_hot
 from seguro.methods.semi.consistency import (
     certainty,
     draw_cut_box,
@@ -65,6 +66,12 @@ def test_pseudo_labels_of_regions_are_painted_in_order_and_as_sure_as_their_leas
     p = torch.tensor([[0.9, 0.9, 0.1, 0.4], [0.8, 0.3, 0.2, 0.6]]).reshape(1, 2, 4)
     assert pseudo_label(p, REGIONS).tolist() == [[2, 1, 0, 2]]
     torch.testing.assert_close(certainty(p, REGIONS), torch.tensor([[0.8, 0.7, 0.8, 0.6]]))
+
+
+def test_nested_regions_come_back_from_their_pseudo_label():
+    core = torch.rand(2, 8, 8, generator=rng(0))
+    p = torch.stack([torch.maximum(core, torch.rand(2, 8, 8, generator=rng(1))), core], dim=1)
+    assert torch.equal(one_hot(pseudo_label(p, REGIONS), REGIONS), (p > 0.5).float())
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 9), (1, 3, 9, 9)])

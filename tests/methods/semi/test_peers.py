@@ -11,7 +11,7 @@ import torch
 from seguro import api
 from seguro.core.errors import ConfigError
 from seguro.core.seeds import generator
-from seguro.core.types import IGNORE
+from seguro.core.types import IGNORE, Classes
 from seguro.data.planner import PlanOptions
 from seguro.data.store import Cases, prepare
 from seguro.methods import get
@@ -115,3 +115,20 @@ def test_what_unlabelled_rows_carry_as_label_changes_nothing(name, toy, batch):
         made.run.update = 90
         made.method.update(seen, made.run)
     assert torch.equal(one.weights, two.weights)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_overlapping_regions_are_learned_from_both_kinds(name, toy, batch):
+    regions = Classes(names=("whole", "core"), values=((1, 2), (2,)), regions=True, paint=(1, 2))
+    config = {"pretrain": 0.0} if name == "bcp" else {"confidence": 0.5} if name == "unimatch" else {}
+    data, moved = batch(4), []
+    for scale in (1.0, 2.0):
+        made = toy(name, classes=regions, **config)
+        views, image = data.views.clone(), data.image.clone()
+        views[1::2] *= scale
+        image[1::2] *= scale
+        made.run.update = 50
+        out = made.method.update(replace(data, image=image, views=views), made.run)
+        assert torch.isfinite(out["loss"])
+        moved.append(made.weights)
+    assert torch.isfinite(moved[0]).all() and not torch.equal(*moved)  # the unlabelled rows took part

@@ -18,9 +18,11 @@ from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, one_hot, soft_dice
 from seguro.methods.contract import Batch, Build, Optim, Run, Schedule
-from seguro.methods.streams import Shares, TwoStream, is_labelled, two_stream
+from seguro.methods.streams import NO_AUGMENT, Shares, TwoStream, is_labelled, two_stream
 
-PAPER_AUGMENT = Augment(p_spatial=0.5, rotate_deg=20.0, scale=(1.0, 1.0), elastic_vox=0.0)
+PAPER_AUGMENT = NO_AUGMENT.model_copy(
+    update={"p_spatial": 0.5, "rotate_deg": 20.0, "scale": (1.0, 1.0), "elastic_vox": 0.0, "mirror": True}
+)
 """Of the published codes for cardiac MRI: flips and turns; ours are not by right angles."""
 OURS: dict[str, Any] = {
     "optimiser": "adamw",
