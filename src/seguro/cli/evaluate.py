@@ -122,7 +122,7 @@ def _table(result: Evaluation) -> Table:
     from seguro.evaluation.statistics import ALL, MEAN
 
     present = {r.metric for r in result.summary}
-    shown: list[str] = [m for m in ("dice", "hd95", "nsd") if m in present] or sorted(present)
+    shown: list[str] = [m for m in ("dice", "hd95", "nsd", "ece") if m in present] or sorted(present)
     table = Table(
         padding=(0, 1, 0, 0),
         box=box.SIMPLE_HEAD,

@@ -196,7 +196,13 @@ def tasks_of(
 
     cases = cases or "test"
     workspace, manifest = manifest_for(models[0], data, data_root)
-    name = cases if is_own(workspace, models[0]) else f"{workspace.resolve().stem}-{cases}"
+    own = is_own(workspace, models[0])
+    if cases == "validation" and not own:
+        raise ConfigError(
+            f"--cases validation: those of a run are of its own data, not of {workspace}; use --cases test, "
+            "train or unlabelled"
+        )
+    name = cases if own else f"{workspace.resolve().stem}-{cases}"
     groups: list[tuple[list[Path], Sequence[Case]]]
     if cases == "validation":
         groups = [([m], cases_for(m, manifest, cases)) for m in models]

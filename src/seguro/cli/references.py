@@ -20,6 +20,8 @@ MANIFEST = Path("check") / "manifest.json"
 LISTING = "predictions.json"
 PREDICTIONS = "predictions"
 PROBABILITIES = "probabilities"
+OF_DATA_SET = "data set "
+"""How predictions.json begins the name of a data set among its inputs."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Predictions:
     listed: bool
     probabilities: dict[str, Path]
     """Of the cases that have them; a file that predict does not list is of another prediction."""
+    inputs: tuple[str, ...] = ()
+    """What predict says was predicted: "data set NAME", or folders."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def find_predictions(folder: Path) -> Predictions:
         probabilities = {k: folder / PROBABILITIES / Path(str(v)).name for k, v in p.items()}
         failed = {str(k): str(v) for k, v in content["failed"].items()}
         classes = Classes.model_validate(content["classes"])
+        inputs = tuple(map(str, content.get("inputs") or ()))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{listing}: not as seguro predict writes it ({error}); predict again") from error
     return Predictions(
@@ -99,7 +104,22 @@ def find_predictions(folder: Path) -> Predictions:
         classes,
         True,
         {k: p for k, p in probabilities.items() if p.is_file()},
+        inputs,
     )
+
+
+def refuse_other_data(found: Predictions, manifest: Manifest) -> None:
+    """Refuse predictions of cases of another data set: ids may be the same in both.
+
+    Raises:
+        ConfigError: they are.
+    """
+    others = [i for i in found.inputs if i.startswith(OF_DATA_SET) and i != OF_DATA_SET + manifest.name]
+    if others:
+        raise ConfigError(
+            f"{found.folder}: predictions of {others[0]}, but it lies in the workspace of {manifest.name}; "
+            "say whose truth it is: --data WORKSPACE"
+        )
 
 
 def sets_below(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from seguro.cli.references import (
     jobs_from_manifest,
     manifest_for,
     on_grid,
+    refuse_other_data,
 )
 from seguro.core.errors import ConfigError, DataError, GeometryError
 from seguro.core.files import read_json, sha256_file, sha256_json, write_json
@@ -140,9 +141,10 @@ def task_of(
     if truth is not None:
         jobs, classes, excluded = jobs_from_folder(truth, found)
     else:
-        jobs, classes, excluded = jobs_from_manifest(
-            manifest_for(found.folder, data, data_root), found, split
-        )
+        manifest = manifest_for(found.folder, data, data_root)
+        if data is None:
+            refuse_other_data(found, manifest)
+        jobs, classes, excluded = jobs_from_manifest(manifest, found, split)
     if found.classes is not None:
         refuse_other_classes(found.classes, classes, predictions)
     stage = _stage(found, jobs, classes, excluded, out, tolerance_mm, metrics, resample, seed)

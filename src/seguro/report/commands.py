@@ -76,7 +76,12 @@ def commands(
         ["plan", *place, *_plan(workspace)],
         ["train", *place, "--name", run.name, *_train(run, config, defaults)],
         ["predict", *_predict(workspace, run, scored, read_object(predictions / STAGE_FILE))],
-        ["evaluate", named, *_evaluate(read_object(scores / STAGE_FILE) if scores else {}, metrics)],
+        [
+            "evaluate",
+            named,
+            *_elsewhere(workspace, predictions),
+            *_evaluate(read_object(scores / STAGE_FILE) if scores else {}, metrics),
+        ],
         ["report", where, *(w for c in caveats for w in ("--caveat", c))],
     )
     return tuple(shlex.join(["seguro", *line]) for line in lines)
@@ -116,12 +121,16 @@ def _predict(workspace: Path, run: Path, scored: str, stage: Mapping[str, Any]) 
     others = [reads[f"model/{i}"] for i in range(1, sum(name.startswith("model/") for name in reads))]
     cases = scored.removesuffix(f"-ensemble{len(others) + 1}") if others else scored
     yield where
-    if cases not in CASES:
+    elsewhere = _elsewhere(workspace, run / "predictions" / scored)
+    which = cases.rpartition("-")[2]
+    if elsewhere and which in CASES:
+        cases = which
+    elif cases not in CASES:
         yield "IMAGES"
     for sha in others:
         yield from ("--also", _named(workspace, sha, _model_sha256))
     if cases in CASES:
-        yield from ("--cases", cases)
+        yield from (*elsewhere, "--cases", cases)
     elif scored:
         yield from ("--out", f"{where}/predictions/{scored}")
     for name, usual in PREDICT_OPTIONS.items():
@@ -129,6 +138,14 @@ def _predict(workspace: Path, run: Path, scored: str, stage: Mapping[str, Any]) 
         yield from _option(name, None if value == usual else value)
     for name in ("spacing", "repair"):
         yield from _option(name, stage.get("recorded", {}).get(name))
+
+
+def _elsewhere(workspace: Path, predictions: Path) -> tuple[str, ...]:
+    """Return the option for cases of another data set, whose workspace is nobody's business; else nothing."""
+    own = read_object(workspace / "check" / "manifest.json").get("name")
+    inputs = read_object(predictions / "predictions.json").get("inputs") or ()
+    other = any(str(i).startswith("data set ") and i != f"data set {own}" for i in inputs)
+    return ("--data", "OTHER_WORKSPACE") if other and own is not None else ()
 
 
 def _named(workspace: Path, sha: str, of: Callable[[Mapping[str, Any]], str]) -> str:

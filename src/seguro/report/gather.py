@@ -22,13 +22,15 @@ from seguro.report.cases import Readers, show
 from seguro.report.commands import commands
 from seguro.report.figures import Dot, Series, thin
 from seguro.report.headline import found_caveats, headline
-from seguro.report.page import Distribution, Reason, ReportContent, Score, Shown, base
+from seguro.report.page import Distribution, Reason, ReportContent, Score, ScoredSet, Shown, base
 from seguro.report.privacy import scrub
 from seguro.report.stages import finished, plan_edited, read_object, warnings
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
 """Names under which a summary may carry the mean over classes."""
 FAILURES = ("missed", "no prediction", "false alarm")
+_OF = "data set "
+"""How predictions.json begins the name of a data set among its inputs."""
 _LOG_LIMIT = 1 << 30
 _CONFIG_CHARACTERS = 60_000
 
@@ -82,11 +84,14 @@ def gather(
     notes = tuple(
         dict.fromkeys(scrub(str(x.get("message", "")), roots) for x in log if x.get("kind") == "note")
     )
-    shown = show(rows, manifest, files, readers)
+    foreign = _foreign(predicted, manifest)
+    shown = show(rows, None if foreign else manifest, files, readers)
     head = headline(_name(manifest, plan, workspace), config, model, name, rows, lines)
     found = found_caveats(
         unit, name, head, rows, notes, stages, trained=bool(log), edited=plan_edited(workspace / "plan")
     )
+    if foreign:
+        found.append(f"These cases are of another data set ({foreign}); the model was not adapted to it.")
     attacked = attacks(run, roots)
     found += attack_caveats(attacked)
     return ReportContent(
@@ -128,6 +133,7 @@ def gather(
         ),
         missing=missing,
         others=tuple(s for s in sets if s and s != name),
+        sets=_side_by_side(run, sets, name, manifest),
         facts=_facts(plan, log, shown_unit=unit),
     )
 
@@ -213,6 +219,27 @@ def _prediction_folder(run: Path, name: str) -> Path:
     if not name and sets:
         name = "test" if "test" in sets else next(iter(sets))
     return run / "predictions" / name if name else run / "predictions"
+
+
+def _foreign(predicted: Mapping[str, Any], manifest: Manifest | None) -> str:
+    """Return the name of the data set that was predicted if it is not the run's own, else ""."""
+    named = [str(i).removeprefix(_OF) for i in predicted.get("inputs") or () if str(i).startswith(_OF)]
+    return next((n for n in named if manifest is not None and n != manifest.name), "")
+
+
+def _side_by_side(
+    run: Path, sets: Mapping[str, Path], name: str, manifest: Manifest | None
+) -> tuple[ScoredSet, ...]:
+    """Return all scored sets, `name` first; nothing where it is the only one."""
+    out = []
+    for one in sorted(sets, key=lambda s: s != name):
+        summary = read_object(sets[one] / "summary.json")
+        other = _foreign(read_object(_prediction_folder(run, one) / "predictions.json"), manifest)
+        title = (one or "(unnamed)") + (f" (data set {other})" if other else "")
+        lines = tuple(s for s in _scores(summary) if s.site == "all")
+        if lines:
+            out.append(ScoredSet(title, str(summary.get("unit", "mm")), lines))
+    return tuple(out) if len(out) > 1 else ()
 
 
 def _log(path: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,9 @@ METRICS = {
 """Names for people; a metric that is not listed is shown under its own name."""
 DISTANCES = ("hd", "hd95", "assd")
 SHARES = ("dice", "iou", "precision", "recall", "nsd", "ece")
-FIRST = ("dice", "hd95", "assd", "nsd", "volume_error_ml")
+BESIDE = ("dice", "hd95", "assd", "ece")
+"""Metrics by which scored sets are shown side by side."""
+FIRST = ("dice", "hd95", "assd", "nsd", "volume_error_ml", "ece")
 """Metrics that stand in the table at once; the others open on a click."""
 
 
@@ -53,6 +55,17 @@ class Score:
     both_empty: int = 0
     not_annotated: int = 0
     site: str = "all"
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """One of several scored sets of a run, for the table that shows them side by side."""
+
+    name: str
+    """With the data set's name where it is not the one that was trained on."""
+    unit: str
+    scores: tuple[Score, ...]
+    """Over all sites."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +175,8 @@ class ReportContent:
     """Parts of the arrow that have not run or left no file."""
     others: tuple[str, ...] = ()
     """Other scored sets of the same run."""
+    sets: tuple[ScoredSet, ...] = ()
+    """All scored sets, the one of the page first; empty where it is the only one."""
     attacks: tuple[Attacked, ...] = ()
     """Attacks on the model and corruptions of its images, where there are any."""
     facts: tuple[tuple[str, str], ...] = field(default=())
@@ -181,7 +196,12 @@ def render(content: ReportContent) -> str:
     )
     page = _environment().get_template("report.html.j2")
     return page.render(
-        c=content, css=Markup(css), policy=policy, tables=_tables(content), sites=_site_tables(content)
+        c=content,
+        css=Markup(css),
+        policy=policy,
+        tables=_tables(content),
+        sites=_site_tables(content),
+        sets=_set_tables(content),
     )
 
 
@@ -230,6 +250,21 @@ def _site_tables(content: ReportContent) -> list[SiteTable]:
         classes = tuple(dict.fromkeys(c for _, c in found))
         rows = tuple((site, tuple(found.get((site, c)) for c in classes)) for site in sites)
         out.append(SiteTable(title(metric, content.unit), metric, classes, rows))
+    return out
+
+
+def _set_tables(content: ReportContent) -> list[SiteTable]:
+    """Return one table per metric with a row for each scored set: the model at home and elsewhere."""
+    out = []
+    units = {s.unit for s in content.sets}
+    unit = units.pop() if len(units) == 1 else "each in its unit"
+    for metric in dict.fromkeys(s.metric for one in content.sets for s in one.scores):
+        if base(metric) not in BESIDE:
+            continue
+        found = {(one.name, s.cls): s for one in content.sets for s in one.scores if s.metric == metric}
+        classes = tuple(dict.fromkeys(c for _, c in found))
+        rows = tuple((one.name, tuple(found.get((one.name, c)) for c in classes)) for one in content.sets)
+        out.append(SiteTable(title(metric, unit), metric, classes, rows))
     return out
 
 
