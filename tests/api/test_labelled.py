@@ -178,3 +178,26 @@ def test_an_unlabelled_image_with_other_channels_is_refused(tmp_path, capsys):
     assert main(["train", str(data), "--out", str(tmp_path / "w"), *SMALL]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert path.name in said and "2 frames on the fourth axis" in said
+
+
+def test_a_semi_supervised_run_opens_no_hidden_label(phantom_folder, tmp_path, monkeypatch, capsys):
+    """Through the whole command: of training cases only the labels of the kept patients are opened."""
+    out = tmp_path / "w"
+    api.prepare(phantom_folder, out=out, options=PlanOptions(memory_gib=0.02))
+    opened, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda path, *a, **k: (opened.append(str(path)), load(path, *a, **k))[1])
+    few = ["--preset", "tiny", "--updates", "2", "--batch", "4", "--validations", "1"]
+    assert main(["train", str(out), "--method", "mean-teacher", *few, "--labelled", "2"]) == 0
+    assert "labels of 2 (2 patients)" in capsys.readouterr().out
+    run = out / "runs" / "mean-teacher-unet-fold0-labelled2"
+    sides = json.loads((run / "cases.json").read_text())
+    kept = set(yaml.safe_load((run / "config.yaml").read_text())["labelled"])
+    manifest = json.loads((out / "check" / "manifest.json").read_text())
+    by_id = {c["id"]: Case.model_validate(c) for c in manifest["cases"]}
+    labelled = {c for c in sides["train"] if by_id[c].label is not None}
+    assert set(sides["labels_hidden"]) == {c for c in labelled if by_id[c].patient not in kept}
+    names = {p.rsplit("/", 1)[-1] for p in opened if p.endswith((".label.npy", ".locations.npy"))}
+    seen = labelled - set(sides["labels_hidden"]) | set(sides["validation"])
+    assert {n.split(".")[0] for n in names} == {by_id[c].hash for c in seen}
+    images = {p.rsplit("/", 1)[-1].split(".")[0] for p in opened if p.endswith(".image.npy")}
+    assert images & {by_id[c].hash for c in sides["labels_hidden"]}  # their images are learned from
