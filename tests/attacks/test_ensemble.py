@@ -109,5 +109,6 @@ def test_guards_pass_and_fail_where_they_should():
     assert guards.order(low, ones).passed and not guards.order(ones, low).passed
     assert guards.converged(low, low - 0.01).passed and not guards.converged(ones, low).passed
     assert guards.unbounded(np.zeros(4)).passed and not guards.unbounded(low).passed
+    assert guards.repeatable(low, low).passed and not guards.repeatable(low, low + 0.01).passed
     assert guards.flags([[], [], []]).passed and not guards.flags([["x: nan"], []]).passed
     assert guards.rising({"a": [0.1, 0.1, 0.2]}).passed and not guards.rising({"a": [0.2, 0.1]}).passed

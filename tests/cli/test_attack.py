@@ -6,15 +6,20 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from seguro import api
 from seguro.api.attack import attack
 from seguro.api.attack_options import AttackOptions
+from seguro.api.corrupt import CorruptOptions, corrupt
+from seguro.api.selection import manifest_for, same_classes
 from seguro.cli.main import main
+from seguro.core.errors import DataError
 from seguro.core.files import read_json
 from seguro.data.formats import read_image
 from seguro.data.planner import PlanOptions
 from seguro.evaluation.robustness import read_csv, read_minimum
+from seguro.methods.patches import NetworkPredictor
 
 QUICK = ("--suite", "quick", "--eps", "0,16,64", "--iters", "3", "--check", "1", "--threads", "1")
 
@@ -48,7 +53,8 @@ def test_curves_guards_and_examples_are_written_and_not_made_again(run, capsys):
         assert dice is None or dice <= min(others) + 1e-6
         assert dice is None or dice <= (worst[case, cls, 0] or 1) + 1e-6
     assert len(read_minimum(folder / "minimum.csv")) == first["cases"]
-    assert {g["name"] for g in first["guards"]} >= {"ball and box", "noise control", "convergence"}
+    passed = {g["name"]: g["passed"] for g in first["guards"]}
+    assert set(passed) >= {"ball and box", "noise control", "convergence"} and passed["repeatable"]
     assert first["cost"]["backwards"] > 0 and first["setting"]["eps_unit"].startswith("255ths")
     assert (folder / "examples" / "0.npz").exists() and read_json(folder / "curves.json")["areas"]
     before = {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
@@ -61,7 +67,9 @@ def test_curves_guards_and_examples_are_written_and_not_made_again(run, capsys):
 
 def test_a_killed_attack_goes_on_and_ends_the_same(run):
     options = AttackOptions(suite="quick", eps="0,16,32", steps=2, check=1)
-    whole = attack(run, options, name="whole")
+    told = []
+    whole = attack(run, options, name="whole", progress=lambda done, total, _: told.append((done, total)))
+    assert told == [(i, len(told)) for i in range(len(told))]
     seen = []
 
     def stop(done: int, total: int, what: str) -> None:
@@ -79,6 +87,39 @@ def test_a_killed_attack_goes_on_and_ends_the_same(run):
     assert again.rows == whole.rows
     stages = [read_json(run / "attacks" / n / "stage.json")["outputs"] for n in ("whole", "stopped")]
     assert stages[0] == stages[1]
+
+
+def test_a_model_that_answers_at_random_is_not_reliable(run, monkeypatch):
+    """FAULTS 42."""
+    steady = NetworkPredictor.forward
+
+    def shaken(self, x, support=None):
+        logits = steady(self, x, support)
+        return logits + 5 * torch.randn_like(logits)
+
+    monkeypatch.setattr(NetworkPredictor, "forward", shaken)
+    found = attack(run, AttackOptions(suite="quick", eps="0,8", steps=3, check=0), name="random")
+    assert not found.reliable
+    assert [g["passed"] for g in found.summary["guards"] if g["name"] == "repeatable"] == [False]
+
+
+def test_labels_of_other_classes_are_refused(run):
+    _, manifest = manifest_for(run)
+    classes = manifest.classes
+    same_classes(manifest, classes)
+    swapped = classes.model_copy(update={"values": (classes.values[0], *classes.values[:0:-1])})
+    with pytest.raises(DataError, match="values of the training data"):
+        same_classes(manifest.model_copy(update={"classes": swapped}), classes)
+    others = classes.model_copy(update={"names": ("background", "moon", "mars")})
+    with pytest.raises(DataError, match="none in common"):
+        same_classes(manifest.model_copy(update={"classes": others}), classes)
+
+
+def test_a_model_that_breaks_down_on_a_corrupted_image_is_an_error_not_a_score(run, monkeypatch):
+    steady = NetworkPredictor.forward
+    monkeypatch.setattr(NetworkPredictor, "forward", lambda s, x, support=None: steady(s, x) * torch.nan)
+    with pytest.raises(DataError, match="NaN"):
+        corrupt(run, CorruptOptions(names=("blur",), severities=(1,), limit=1), name="nan")
 
 
 def test_whole_volumes_and_black_box(run, capsys):
@@ -122,6 +163,8 @@ def test_the_report_shows_the_curves(run, capsys):
         (("--box", "window"), "--box own"),
         (("--cases", "nobody"), "validation"),
         (("--threshold", "2"), "threshold"),
+        (("--device", "bogus"), "--device bogus: not a device"),
+        (("--corruptions", "--iters", "3"), "--iters has no effect"),
     ],
 )
 def test_bad_options_are_refused_with_what_to_do(run, capsys, arguments, told):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seguro.api.attack_options import AttackOptions, spread
-from seguro.api.selection import cases_for, manifest_for, run_of
+from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json
 from seguro.core.stage import Stage, locked
@@ -57,7 +57,7 @@ def attack(
 
     Raises:
         ConfigError: options that do not fit the model or the data.
-        DataError: a case that cannot be read, or none with a label.
+        DataError: a case that cannot be read, none with a label, or labels of other classes.
     """
     from seguro.api.attack_job import SCHEMA, AttackJob
     from seguro.attacks import ensemble
@@ -70,6 +70,7 @@ def attack(
     epsilons = parse_epsilons(options.eps)
     model = load_model(run, options.device)
     _, manifest = manifest_for(run, data, data_root)
+    same_classes(manifest, model.plan.classes)
     cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)
     if not cases:
         raise DataError(
@@ -80,7 +81,7 @@ def attack(
         "-volume" if options.whole_volume else ""
     )
     folder = (run_of(run) or model.folder) / "attacks" / (name or default)
-    config = asdict(options)
+    config = {k: v for k, v in asdict(options).items() if k != "device"}
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}
     stage = Stage(folder, "attack", reads=reads, config=config, schema=SCHEMA)
     if stage.done():

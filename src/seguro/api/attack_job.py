@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -182,23 +181,22 @@ class AttackJob:
             score=float(outcome.score[0]),
             lowest=plain(outcome.lowest[0]),
             by=outcome.by[0],
+            again=float(victim.score(victim.logits(outcome.x))[0]),
             minimum=None if size is None or not bool(size[0] < np.inf) else float(size[0]) * epsilon.number,
             seconds=time.monotonic() - start,
         )
 
-    @cached_property
-    def bar(self) -> float:
-        """The mean Dice below which a case is broken: the same for every attack, strength and case."""
+    def _bar(self, clean: Iterable[CaseRecord]) -> float:
+        """Return the Dice below which a case is broken: the same for every attack, strength and case."""
         if self.options.threshold is not None:
             return self.options.threshold
-        clean = [self.record(c, self.epsilons[0], "clean", self.effort, None).score for c in self.cases]
-        return BAR * float(np.mean(clean))
+        return BAR * float(np.mean([r.score for r in clean]))
 
     def write(self) -> dict[str, Any]:
         """Attack every case at every strength, write all files but stage.json, and return the summary."""
         o = self.options
         clean = {c.id: self.record(c, self.epsilons[0], "clean", self.effort, None) for c in self.cases}
-        bar = self.bar
+        bar = self._bar(clean.values())
         done: dict[str, list[CaseRecord]] = {}
         for case in self.cases:  # case by case, so that each is read once
             hit = [self.record(case, e, o.suite, self.effort, bar) for e in self.epsilons[1:]]
@@ -272,6 +270,8 @@ class AttackJob:
             guards.flags(flagged),
             guards.rising(bad or {n: [0.0] for n in names}),
         ]
+        if repeated := [(r.score, r.again) for r in last if r.again is not None]:
+            out.append(guards.repeatable(*np.array(repeated).T))
         if white and black:
             out.append(guards.order(np.minimum.reduce(white), np.minimum.reduce(black)))
         if self.checked:

@@ -12,7 +12,7 @@ import numpy as np
 
 from seguro.api.attack import AttackReport, Progress
 from seguro.api.attack_options import spread
-from seguro.api.selection import cases_for, manifest_for, run_of
+from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_json, write_json
 from seguro.core.stage import Stage, locked
@@ -54,7 +54,7 @@ def corrupt(
 
     Raises:
         ConfigError: unknown corruptions or severities.
-        DataError: a case that cannot be read, or none with a label.
+        DataError: a case that cannot be read, none with a label, or labels of other classes.
     """
     from seguro.attacks.corruptions import CORRUPTIONS, SEVERITIES, names
     from seguro.attacks.victim import frozen
@@ -64,6 +64,7 @@ def corrupt(
     options = options or CorruptOptions()
     model = load_model(run, options.device)
     _, manifest = manifest_for(run, data, data_root)
+    same_classes(manifest, model.plan.classes)
     cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)
     if not cases:
         raise DataError(
@@ -77,6 +78,7 @@ def corrupt(
         raise ConfigError(f"severities {options.severities}: expected some of 1 to {SEVERITIES}")
     folder = (run_of(run) or model.folder) / "attacks" / (name or f"corruptions-{options.cases}")
     config = {**asdict(options), "names": list(chosen)}
+    del config["device"]
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}
     stage = Stage(folder, "attack", reads=reads, config=config, schema=SCHEMA)
     if stage.done():
@@ -180,7 +182,13 @@ def _scored(
         subject = volume_subject(model.predictor, image, label, annotated, device=device)
         victim = Victim(subject.logits, subject.truth)
         with torch.inference_mode():
-            return plain(victim.class_dice(victim.logits(subject.x))[0])
+            logits = victim.logits(subject.x)
+            if not bool(torch.isfinite(logits).all()):
+                raise DataError(
+                    f"{case.id}: the model returns NaN or infinity under {name}, severity {severity}; "
+                    "nothing can be scored"
+                )
+            return plain(victim.class_dice(logits)[0])
 
     clean = dice(chosen[0], 0)
     found = {n: [clean if s == 0 else dice(n, s) for s in severities] for n in chosen}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from seguro.api.workspace import is_workspace, workspace_of
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json
-from seguro.core.types import Case, Manifest
+from seguro.core.types import Case, Classes, Manifest
 
 CASES = ("test", "validation", "train", "unlabelled")
 
@@ -72,6 +72,29 @@ def cases_for(model: Path, manifest: Manifest, which: str) -> tuple[Case, ...]:
     if not chosen:
         raise ConfigError(f"--cases {which}: {manifest.name} has none; choose other --cases")
     return chosen
+
+
+def same_classes(manifest: Manifest, classes: Classes) -> None:
+    """Refuse data whose labels mean something else than the model's classes.
+
+    Raises:
+        DataError: no class in common, or one of another value in the label files.
+    """
+    if manifest.classes is None:
+        return
+    theirs = dict(zip(manifest.classes.names, manifest.classes.values, strict=True))
+    ours = dict(zip(classes.names, classes.values, strict=True))
+    shared = [n for n in classes.foreground if n in theirs]
+    if not shared:
+        raise DataError(
+            f"{manifest.name} labels {', '.join(manifest.classes.foreground)}, the model segments "
+            f"{', '.join(classes.foreground)}: none in common; name the data set's classes as the model does"
+        )
+    if other := [n for n in shared if theirs[n] != ours[n]]:
+        raise DataError(
+            f"{manifest.name}: {other[0]} has the label values {theirs[other[0]]}, the model was trained on "
+            f"{ours[other[0]]}; write the labels with the values of the training data"
+        )
 
 
 def validation_cases(model: Path, manifest: Manifest) -> tuple[Case, ...]:

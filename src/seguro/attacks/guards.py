@@ -19,6 +19,8 @@ ORDER = 0.02
 """By how much the black-box attack may be below the white-box ones."""
 UNBOUNDED = 0.05
 """Largest Dice left when the whole range is allowed."""
+REPEATED = 0.005
+"""Largest mean change of Dice when the worst inputs are predicted once more; GPUs flip single voxels."""
 FLAGGED = 0.1
 """Largest share of cases with a flag."""
 
@@ -84,6 +86,13 @@ def rising(traces: Mapping[str, Sequence[float]]) -> Guard:
     """The best value of each steering objective never falls."""
     bad = [n for n, t in traces.items() if np.any(np.diff(np.asarray(t, np.float64)) < 0)]
     return Guard("best objective never falls", not bad, ", ".join(bad) or f"{len(traces)} traces")
+
+
+def repeatable(recorded: Floats, again: Floats) -> Guard:
+    """The worst inputs give the same Dice once more: else the model is random, and the worst case is luck."""
+    change = float(np.abs(recorded - again).mean())
+    detail = f"predicted once more, the worst inputs differ by {change:.3f} Dice"
+    return Guard("repeatable", change <= REPEATED, detail)
 
 
 def as_json(guards: Sequence[Guard]) -> list[dict[str, Any]]:

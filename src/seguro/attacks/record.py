@@ -45,6 +45,8 @@ class CaseRecord(Record):
     """Lowest Dice of each class over every input that any attack met."""
     by: str
     """The attack that found `score`."""
+    again: float | None = None
+    """Mean Dice of that input, predicted once more; None where nothing was attacked."""
     native: tuple[float, ...]
     """Epsilon per channel in the units of the file."""
     scaled: tuple[float, ...]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from click import Context
 
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 from seguro.core.errors import ConfigError
@@ -19,7 +20,15 @@ if TYPE_CHECKING:
     from seguro.api.attack import AttackReport
 
 
+OF_ATTACKS = (
+    "suite", "eps", "iters", "restarts", "queries", "whole_volume", "center", "box", "threshold", "save",
+    "check",
+)  # fmt: skip
+"""Options that natural corruptions have not."""
+
+
 def attack(
+    given: Context,
     run: Annotated[Path, typer.Argument(help="A run or model folder.")],
     suite: Annotated[
         str,
@@ -77,6 +86,8 @@ def attack(
     ):
         if value not in known:
             raise ConfigError(f"{what} {value}: expected {', '.join(known)}")
+    if corruptions:
+        _takes_corruptions(given)
     text = console(as_json)
     from seguro.attacks.threat import parse_epsilons
 
@@ -87,7 +98,8 @@ def attack(
         finish(text, result={"run": str(run), "eps": [e.number for e in strengths]}, as_json=as_json)
         return
     place = {"data": data, "data_root": data_root, "name": name}
-    with _bar(text) as progress, _machine(device, threads) as chosen:
+    chosen = _machine(device, threads)
+    with _bar(text) as progress:
         if corruptions:
             from seguro.api.corrupt import corrupt
 
@@ -116,14 +128,26 @@ def attack(
     )
 
 
-@contextmanager
-def _machine(device: str, threads: int | None) -> Iterator[str]:
-    """Set the threads and yield the device."""
+def _machine(device: str, threads: int | None) -> str:
+    """Set the threads and return the device."""
     import torch
+
+    from seguro.engine.runtime import Runtime
 
     if threads:
         torch.set_num_threads(threads)
-    yield ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return str(Runtime(device).device)
+
+
+def _takes_corruptions(given: Context) -> None:
+    """Refuse options of attacks beside --corruptions, which would have no effect."""
+    from click.core import ParameterSource
+
+    for name in OF_ATTACKS:
+        if given.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no effect on --corruptions; leave one of them away"
+            )
 
 
 @contextmanager
