@@ -186,6 +186,7 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     assert list(checkpoints(100).values()) == [22, 19, 16, 13, 10, 7, 6, 6]
     assert list(checkpoints(100))[:4] == [22, 41, 57, 70]
     assert set(checkpoints(5).values()) == {1}
+    assert list(checkpoints(20).items())[:4] == [(4, 4), (7, 3), (9, 2), (10, 1)]  # the docstring's example
 
 
 def test_step_halves_per_sample_and_never_grows() -> None:

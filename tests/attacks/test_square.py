@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from seguro.attacks.apgd import APGD
 from seguro.attacks.pgd import PGD, Noise
 from seguro.attacks.square import Square, cuboids, overlap, published, share_at
 from seguro.attacks.threat import Threat, range_box
@@ -105,6 +106,16 @@ def test_soft_dice_as_oracle_beats_the_published_attack(flat3: Any) -> None:
     ours = Square(150)(flat3.victim(), flat3.x, threat, flat3.seeds).score.mean()
     theirs = published(150)(flat3.victim(), flat3.x, threat, flat3.seeds).score.mean()
     assert float(ours) < float(theirs) - 0.02
+
+
+@pytest.mark.parametrize("name", ["flat3", "solid2"])
+def test_gradients_beat_outputs_alone(name: str, request: pytest.FixtureRequest) -> None:
+    """C5, where nothing is masked."""
+    nets = request.getfixturevalue(name)
+    threat = nets.threat(8 / 255)
+    white = APGD("dice", steps=20)(nets.victim(), nets.x, threat, nets.seeds).score.mean()
+    black = Square(200)(nets.victim(), nets.x, threat, nets.seeds).score.mean()
+    assert float(white) <= float(black) + 0.02
 
 
 def test_gradients_are_masked_and_square_beats_them(flat3: Any) -> None:

@@ -30,7 +30,7 @@ def checkpoints(steps: int) -> dict[int, int]:
 
     Example:
         >>> checkpoints(20)
-        {4: 4, 8: 4, 11: 3, 13: 2, 14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1}
+        {4: 4, 7: 3, 9: 2, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1}
     """
     interval, shrink, shortest = (max(int(share * steps), 1) for share in (FIRST, SHRINK, SHORTEST))
     at, found = 0, {}
@@ -156,8 +156,11 @@ class APGD:
     def __call__(self, victim: Victim, x: Tensor, threat: Threat, seeds: Sequence[int]) -> Found:
         """Attack x (N, C, *size); see `Attack`."""
         best, watch = Best(victim, x, threat), ZeroGradients(x)
-        traces = [self._restart(victim, best, watch, x, threat, seeds, r) for r in range(self.restarts)]
-        return best.found(self.name, trace=torch.cat(traces).cummax(0).values, zero=watch.share)
+        trace = self._restart(victim, best, watch, x, threat, seeds, 0)
+        for restart in range(1, self.restarts):
+            more = self._restart(victim, best, watch, x, threat, seeds, restart)
+            trace = torch.cat([trace, torch.maximum(more, trace[-1])])
+        return best.found(self.name, trace=trace, zero=watch.share)
 
     def _restart(
         self,

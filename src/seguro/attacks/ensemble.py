@@ -140,7 +140,7 @@ def run_suite(
     at = torch.arange(len(x), device=x.device)
     return Outcome(
         found,
-        torch.stack([f.x for f in found.values()])[best, at],
+        torch.stack([found[names[b]].x[i] for i, b in enumerate(best.tolist())]),
         scores[best, at],
         torch.stack([f.dice for f in found.values()])[best, at],
         torch.stack([f.lowest for f in found.values()]).amin(0),  # NaN where not annotated, in all of them

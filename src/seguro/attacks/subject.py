@@ -88,7 +88,8 @@ def volume_subject(
     """Return the whole volume, seen through the windows or slices that prediction blends.
 
     A perturbation is shared where windows overlap. Each window is computed again in the backward pass, so
-    that memory stays that of one window and the volume's logits. Arguments as in `patch_subject`.
+    that memory stays that of one window's activations, all windows' inputs (eight times the image at an
+    overlap of one half) and the volume's logits. Arguments as in `patch_subject`.
     """
     again = Again(predictor)
     axis = predictor.tiling.axis if isinstance(predictor.tiling, Slices) else 0
