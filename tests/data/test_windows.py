@@ -94,3 +94,15 @@ def test_a_plan_from_before_windows_stays_valid(phantom_folder, tmp_path):
     api.plan(phantom_folder, out=tmp_path / "w", options=PlanOptions(memory_gib=0.01))
     config = json.loads((tmp_path / "w" / "plan" / "stage.json").read_text())["config"]
     assert not {"window", "slices", "recipe"} & set(config)
+
+
+def test_the_number_of_folds_is_told_once(phantom_folder, tmp_path, capsys):
+    from seguro.report.commands import commands
+
+    out = tmp_path / "w"
+    command = ["plan", str(phantom_folder), "--out", str(out), "--memory", "0.01"]
+    assert main([*command, "--folds", "3"]) == 0 and main(command) == 0
+    folds = json.loads((out / "plan" / "plan.json").read_text())["folds"]
+    assert [len(f["validation"]) for f in folds] == [2, 2, 2]
+    assert commands(out, tmp_path, "", {}, lambda *a: {})[1].endswith("--folds 3")
+    assert main([*command, "--folds", "1"]) == 1

@@ -27,6 +27,9 @@ def plan(
     device: Annotated[
         str, typer.Option(help="Where it will be trained; decides the default of --memory.")
     ] = "auto",
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="How many, by patient; 5 where nothing is said.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the folds.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -59,6 +62,7 @@ def plan(
         recipe=recipe,
         window=window,
         slices=slices,
+        folds=folds,
         device=device,
         seed=seed,
     )

@@ -141,6 +141,7 @@ def plan_options_for(
     seed: int | None = None,
     window: str | None = None,
     slices: str | None = None,
+    folds: int | None = None,
 ) -> Any:
     """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
     from seguro.core.errors import ConfigError
@@ -161,6 +162,7 @@ def plan_options_for(
         "recipe": recipe,
         "window": None if window is None else parse_window(window),
         "slices": slices,
+        "folds": folds,
     }
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 

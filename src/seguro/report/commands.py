@@ -27,6 +27,8 @@ PLAN_OPTIONS = {
     "seed": "seed",
 }
 """Options of `seguro plan`, by the names that its stage records."""
+FOLDS = 5
+"""Of a plan that was told nothing; not written out."""
 CHECK_OPTIONS = ("spacing", "classes", "channels", "quarantine", "repair")
 """Options of `seguro check` that its stage records; the table of patients is among what it reads."""
 PREDICT_OPTIONS = {
@@ -112,6 +114,8 @@ def _plan(workspace: Path) -> Iterator[str]:
     made = read_object(workspace / "plan" / STAGE_FILE).get("config", {})
     for option, key in PLAN_OPTIONS.items():
         yield from _option(option, made.get(key))
+    if made.get("folds", FOLDS) != FOLDS:
+        yield from _option("folds", made["folds"])
 
 
 def _predict(workspace: Path, run: Path, scored: str, stage: Mapping[str, Any]) -> Iterator[str]:
