@@ -137,6 +137,13 @@ def test_whole_volumes_and_black_box(run, capsys):
     assert "--whole-volume" in capsys.readouterr().err
     assert result["setting"]["where"] == "volume" and result["cases"] == 1
     assert result["attacks"] == ["worst", "noise", "square"] and result["cost"]["backwards"] == 0
+    checked = AttackOptions(
+        suite="blackbox", eps="32", queries=4, whole_volume=True, check=1, limit=1, save=True
+    )
+    again = attack(run, checked, name="checked").folder / "volumes"  # the guards' own attacks are not saved
+    assert {f.name: f.read_bytes() for f in again.iterdir()} == {
+        f.name: f.read_bytes() for f in volumes.iterdir()
+    }
 
 
 def test_corruptions_at_severities(run, capsys):
