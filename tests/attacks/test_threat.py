@@ -88,6 +88,15 @@ def test_a_projection_lies_in_ball_and_box_and_moves_nothing_that_is_inside():
         threat.verify(torch.full_like(x, torch.nan), x)
 
 
+def test_images_far_from_zero_may_be_rounded_and_no_more():
+    x = 1e5 + torch.rand(1, 1, 30, generator=torch.Generator().manual_seed(0))
+    low, high = range_box(x)
+    threat = Threat((high - low) * 0.1, low, high)
+    threat.verify(threat.project(x + 1, x), x)
+    with pytest.raises(RunError, match="ball or box"):
+        threat.verify(threat.project(x + 1, x - 0.2), x)
+
+
 def test_images_outside_the_box_are_refused_by_sample_and_channel():
     x = torch.zeros(2, 2, 4)
     x[1, 0, 2] = 1.5

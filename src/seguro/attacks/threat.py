@@ -13,7 +13,7 @@ from seguro.core.errors import ConfigError, RunError
 from seguro.data.plan import Plan
 
 SLACK = 1e-6
-"""Rounding by which a change may exceed epsilon, as a fraction of the box."""
+"""Rounding by which a change may exceed epsilon, as a fraction of the box; at least that of the values."""
 _TEXT = re.compile(r"^(?P<value>\d+(\.\d*)?([eE][-+]?\d+)?)\s*(?P<unit>/255|range|%|hu|sd)$", re.IGNORECASE)
 UNITS = {"range": "255ths of each channel's range", "hu": "HU", "sd": "standard deviations"}
 _FORMS = "8/255 or 3% or 0.03range (of each channel's range), 20HU (CT), 0.1sd (of the scaled image)"
@@ -149,7 +149,9 @@ class Threat:
         """
         width = self.spread((self.high - self.low).clamp(min=1e-12), x)
         eps, low, high = (self.spread(v, x) for v in (self.eps, self.low, self.high))
-        change = ((adversarial - x).abs() - eps) / width
+        # images far from zero are coarser than their range: x + eps is rounded to the next number there is
+        rounding = 2 * torch.finfo(x.dtype).eps * torch.maximum(low.abs(), high.abs())
+        change = ((adversarial - x).abs() - eps - rounding) / width
         beyond = torch.maximum(low - adversarial, adversarial - high) / width
         worst = float(torch.maximum(change, beyond).max())
         if not worst <= SLACK:  # also NaN
