@@ -172,8 +172,44 @@ def test_mirroring_only_where_every_side_has_its_twin(tmp_path, names, mirror):
 
     reasons: list[str] = []
     classes = make_classes(tmp_path, list(enumerate(("background", *names))))
-    assert _mirror(classes, (0, 1, 2), reasons) == mirror
+    assert _mirror(classes, (0, 1, 2), (), reasons) == mirror
     assert reasons[0].startswith("mirroring" if mirror else "no mirroring")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sided"),
+    [
+        ([0.3, 0.25, 0.2, 0.4], True),
+        ([-0.3, -0.25, -0.2, -0.4], True),
+        ([0.3, -0.25, 0.2, -0.4], False),  # either side: right and left hips, say
+        ([0.05, 0.04, 0.06, 0.02], False),  # near the middle
+        ([0.3, 0.3], False),  # too few to tell
+    ],
+)
+def test_a_class_on_one_side_forbids_mirroring_unless_it_has_a_twin(offsets, sided):
+    from dataclasses import replace
+
+    from seguro.core.types import Classes, Grid
+    from seguro.data.fingerprint import Measured
+    from seguro.data.planner import _mirror
+
+    blank = Measured(Grid((4, 4, 4), np.eye(4)), (), (), np.zeros((1, 0), np.float32), {})
+    measured = [replace(blank, lateral={"liver": o, "spine": 0.0}) for o in offsets]
+    values = ((0,), (1,), (2,))
+    single = Classes(names=("background", "liver", "spine"), values=values)
+    reasons: list[str] = []
+    assert _mirror(single, (0, 1, 2), measured, reasons) == (() if sided else (2,))
+    assert ("liver" in reasons[0]) == sided
+    twins = single.model_copy(update={"pairs": (("liver", "spine"),)})
+    assert _mirror(twins, (0, 1, 2), measured, []) == (2,)
+
+
+def test_where_a_class_lies_is_measured_along_x_against_all_foreground():
+    from seguro.data.fingerprint import _lateral
+
+    planes = {"a": np.array([0, 4, 4, 0, 0, 0, 0, 0, 0, 0]), "b": np.array([0, 0, 0, 0, 0, 0, 0, 0, 2, 0])}
+    assert _lateral(planes) == {"a": pytest.approx(-3 / 8), "b": pytest.approx(3.5 / 8)}
+    assert _lateral({"a": np.zeros(4, int)}) == {}
 
 
 def begun(tmp_path: Path, n: int = 4) -> tuple[Path, Path]:

@@ -34,6 +34,9 @@ class Measured:
     """(channels, samples) raw intensities inside any foreground class; empty without a label."""
     volume_ml: dict[str, float]
     """Per annotated class, zero when absent; empty without a label."""
+    lateral: dict[str, float] = field(default_factory=dict)
+    """Per annotated class that is there: how far right (below 0) or left of the middle of all foreground its
+    centre lies, as a fraction of the foreground's width along x."""
     components: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     """Per annotated class, (n, 4): extents (z, y, x) and volume of its large connected components, in the
     unit of the spacing and its cube; empty unless asked for."""
@@ -52,6 +55,7 @@ def measure(case: Case, manifest: Manifest, *, components: bool = False) -> Meas
     foreground = np.zeros((volume.array.shape[0], 0), np.float32)
     ml: dict[str, float] = {}
     parts: dict[str, NDArray[np.float64]] = {}
+    across: dict[str, NDArray[np.int64]] = {}
     if stored is not None and manifest.classes is not None:
         classes = manifest.classes
         inside = np.flatnonzero(np.isin(stored, [v for vs in _values(manifest) for v in vs]))
@@ -61,7 +65,8 @@ def measure(case: Case, manifest: Manifest, *, components: bool = False) -> Meas
         for name, values in zip(classes.foreground, _values(manifest), strict=True):
             if name in case.annotated:
                 mask = np.isin(stored, values)
-                ml[name] = float(mask.sum()) * volume.grid.voxel_ml
+                across[name] = mask.sum((0, 1))
+                ml[name] = float(across[name].sum()) * volume.grid.voxel_ml
                 if components:
                     parts[name] = large_components(mask, volume.grid.spacing)
     return Measured(
@@ -70,8 +75,20 @@ def measure(case: Case, manifest: Manifest, *, components: bool = False) -> Meas
         lowest=tuple(float(c.min()) for c in volume.array),
         foreground=foreground,
         volume_ml=ml,
+        lateral=_lateral(across),
         components=parts,
     )
+
+
+def _lateral(across: dict[str, NDArray[np.int64]]) -> dict[str, float]:
+    """Return the offsets of `Measured.lateral` from each class's voxels per plane along x."""
+    total = np.sum(list(across.values()), axis=0) if across else np.zeros(1, np.int64)
+    planes = np.flatnonzero(total)
+    if not len(planes):
+        return {}
+    x = np.arange(len(total))
+    middle, width = (planes[0] + planes[-1]) / 2, planes[-1] - planes[0] + 1
+    return {n: float((c @ x / c.sum() - middle) / width) for n, c in across.items() if c.any()}
 
 
 def large_components(mask: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:

@@ -17,14 +17,19 @@ from seguro.data.fingerprint import Measured, fingerprint, measure_all
 from seguro.data.folds import SPLITS, by_patient, by_site, from_file
 from seguro.data.layouts.naming import has_side
 from seguro.data.patch import Bytes, PlanOptions, batch_within, by, coarsened, fitted, sizes_of
-from seguro.data.plan import SCHEMA, Fingerprint, Fold, Intensity, Plan
+from seguro.data.plan import Fingerprint, Fold, Intensity, Plan
 from seguro.data.recipes import plan_strides, rog_of
 from seguro.data.windows import HU_BELOW, channel_of, windowed
 
+SCHEMA = 2
+"""Raised whenever the same cases and options give another plan."""
 ANISOTROPIC = 3.0
 """Largest over smallest spacing from which the coarse axis is treated apart (nnU-Net's rule)."""
 AXES = ("axial", "coronal", "sagittal")
 """What slices across canonical axis 0, 1 and 2 are called."""
+ENOUGH_CASES, SAME_SIDE, OFF_MIDDLE = 3, 0.9, 0.1
+"""From so many cases on, a class that lies on the same side in this share of them, by this fraction of the
+foreground's width on average, has a side: its mirror image is another anatomy."""
 FEW_SLICES = 20
 """With fewer slices than this a 3-D network has no depth to learn from."""
 
@@ -92,7 +97,7 @@ def make(
         strides=strides,
         kernels=kernels,
         batch=batch,
-        mirror=_mirror(classes, axes, reasons),
+        mirror=_mirror(classes, axes, measured, reasons),
         fingerprint=_blank(manifest),
         folds=_folds(manifest, options, reasons),
         reasons=tuple(reasons),
@@ -192,18 +197,35 @@ def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[
     return Intensity(name=name, scheme="zscore")
 
 
-def _mirror(classes: Classes, axes: Sequence[int], reasons: list[str]) -> tuple[int, ...]:
+def _mirror(
+    classes: Classes, axes: Sequence[int], measured: Sequence[Measured], reasons: list[str]
+) -> tuple[int, ...]:
+    """Return (2,) where a mirrored case could be a case: left and right look alike, or have their twins."""
     paired = {name for pair in classes.pairs for name in pair}
-    one_sided = [name for name in classes.foreground if has_side(name) and name not in paired]
+    single = [name for name in classes.foreground if name not in paired]
+    named = [name for name in single if has_side(name)]
+    lying = [name for name in single if _one_sided([m.lateral[name] for m in measured if name in m.lateral])]
     if 2 not in axes:
         reasons.append("no mirroring: the slices run along x, left and right are not in the plane")
         return ()
-    if one_sided:
-        reasons.append(f"no mirroring: {', '.join(one_sided)} has a side but no mirror twin here")
+    if named:
+        reasons.append(f"no mirroring: {', '.join(named)} has a side but no mirror twin here")
+        return ()
+    if lying:
+        reasons.append(f"no mirroring: {', '.join(lying)} on the same side in nearly every case")
         return ()
     twins = ", ".join(f"{a} / {b}" for a, b in classes.pairs)
     reasons.append("mirroring left-right" + (f", exchanging {twins}" if twins else ""))
     return (2,)
+
+
+def _one_sided(offsets: Sequence[float]) -> bool:
+    """Return whether a class lies to one side of the foreground, the same one in nearly every case."""
+    o = np.asarray(offsets, np.float64)
+    if len(o) < ENOUGH_CASES:
+        return False
+    same = max(float((o > 0).mean()), float((o < 0).mean()))
+    return same >= SAME_SIDE and abs(float(o.mean())) > OFF_MIDDLE
 
 
 def _folds(manifest: Manifest, options: PlanOptions, reasons: list[str]) -> tuple[Fold, ...]:
