@@ -14,7 +14,7 @@ from seguro.api.attack_options import AttackOptions
 from seguro.api.corrupt import CorruptOptions, corrupt
 from seguro.api.selection import manifest_for, same_classes
 from seguro.cli.main import main
-from seguro.core.errors import DataError
+from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json
 from seguro.data.formats import read_image
 from seguro.data.planner import PlanOptions
@@ -103,6 +103,12 @@ def test_a_model_that_answers_at_random_is_not_reliable(run, monkeypatch):
     assert [g["passed"] for g in found.summary["guards"] if g["name"] == "repeatable"] == [False]
 
 
+def test_options_of_the_api_are_checked_as_those_of_the_command():
+    for bad in ({"box": "mine"}, {"center": "left"}, {"check": -1}, {"steps": 0}):
+        with pytest.raises(ConfigError):
+            AttackOptions(**bad)
+
+
 def test_labels_of_other_classes_are_refused(run):
     _, manifest = manifest_for(run)
     classes = manifest.classes
@@ -170,6 +176,7 @@ def test_the_report_shows_the_curves(run, capsys):
         (("--box", "window"), "--box own"),
         (("--cases", "nobody"), "validation"),
         (("--threshold", "2"), "threshold"),
+        (("--center", "left"), "expected foreground, middle"),
         (("--device", "bogus"), "--device bogus: not a device"),
         (("--corruptions", "--iters", "3"), "--iters has no effect"),
     ],

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from seguro.core.errors import ConfigError
 from seguro.core.types import Case
+
+Center = Literal["foreground", "middle"]
+Box = Literal["own", "window"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class AttackOptions:
     queries: int = 500
     whole_volume: bool = False
     """Attack the volume through its blended windows instead of one patch of each case."""
-    center: Literal["foreground", "middle"] = "foreground"
+    center: Center = "foreground"
     """Of the patch; foreground needs the truth, as published."""
-    box: Literal["own", "window"] = "own"
+    box: Box = "own"
     threshold: float | None = None
     """Mean Dice below which a case is broken; None: half of the mean clean Dice."""
     cases: str = "validation"
@@ -41,7 +44,15 @@ class AttackOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Refuse counts below one."""
+        """Refuse what would have no sense."""
+        for name, value, known in (
+            ("center", self.center, get_args(Center)),
+            ("box", self.box, get_args(Box)),
+        ):
+            if value not in known:
+                raise ConfigError(f"--{name} {value}: expected {', '.join(known)}")
+        if self.check < 0:
+            raise ConfigError(f"check {self.check}: a number of cases, 0 for none")
         if min(self.steps, self.restarts, self.queries, self.limit or 1) < 1:
             raise ConfigError("iterations, restarts, queries and limit must be at least 1")
         if self.save and not self.whole_volume:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,12 +81,11 @@ def attack(
     from seguro.api.attack_options import AttackOptions
     from seguro.api.corrupt import CorruptOptions
 
-    for what, value, known in (
-        ("--center", center, ("foreground", "middle")),
-        ("--box", box, ("own", "window")),
-    ):
-        if value not in known:
-            raise ConfigError(f"{what} {value}: expected {', '.join(known)}")
+    options = AttackOptions(
+        suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
+        whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
+        cases=cases, limit=limit, check=check, save=save, seed=seed,
+    )  # fmt: skip
     if corruptions:
         _takes_corruptions(given)
     text = console(as_json)
@@ -108,12 +108,7 @@ def attack(
         else:
             from seguro.api.attack import attack as start
 
-            options = AttackOptions(
-                suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
-                whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
-                cases=cases, limit=limit, check=check, save=save, seed=seed, device=chosen,
-            )  # fmt: skip
-            report = start(run, options, progress=progress, **place)  # type: ignore[arg-type]
+            report = start(run, replace(options, device=chosen), progress=progress, **place)  # type: ignore[arg-type]
     _show(text, report)
     finish(
         text,
