@@ -127,6 +127,18 @@ def test_labelled_rows_are_fitted_by_cross_entropy_whoever_their_partner_is():
     assert not torch.allclose(seen["labels"][1], own)
 
 
+def test_fitted_by_voxel_a_guess_without_weight_moves_nothing_wherever_it_lands():
+    how = {"mixing": "mask", "layers": ("I",), "partner": "other", "group": 2, "dice_weight": 1.0}
+    for fitted_by, same in (("voxel", True), ("sample", False)):
+        trained = []
+        for temperature in (0.3, 1.0):  # changes the guesses only
+            more = {"fitted_by": fitted_by, "temperature": temperature, "lambda_u": 0.0}
+            method, run = made(network="unet", **how, **more)
+            method.update(batch(), run)
+            trained.append(weights(method))
+        assert torch.equal(*trained) == same
+
+
 def test_a_step_without_gradients_shrinks_every_parameter():
     method, run = made(decay="paper")
     before = weights(method)
@@ -213,6 +225,7 @@ def test_at_the_start_of_the_ramp_guesses_move_nothing():
         {"partner": "other"},
         {"dice_weight": 1.0},
         {"unlabelled_loss": "same"},
+        {"fitted_by": "voxel"},
         {"lambda_norm": "sum"},
         {"strong": {"p_intensity": 1.0}},
         {"layer_weights": (0, 0, 1)},

@@ -57,6 +57,9 @@ class RoamConfig(Record):
     lambda_norm: Literal["mean", "sum"] = "mean"
     """mean: the squared error is averaged over classes, as published, so that its weight falls with their
     number. sum: it is added up; 75 and 28 classes are then 75 / 28 = 2.68."""
+    fitted_by: Literal["sample", "voxel"] = "sample"
+    """sample: a labelled sample is fitted as such, whoever its partner is, as published. voxel: what comes
+    from a guess counts as a guess, also in a labelled sample, and what comes from a label as a label."""
     unlabelled_loss: Literal["squared", "same"] = "squared"
     """squared: of the probabilities. same: that of the labelled samples."""
     ramp: float = Field(1.0, ge=0, le=1)
@@ -112,7 +115,8 @@ class RoamConfig(Record):
 
 RECOMMENDED: dict[str, Any] = {
     "network": "unet",
-    "layers": ("I", 1, 2),
+    "layers": ("none", "I", 1, 2),
+    "layer_weights": (3, 1, 1, 1),
     "skips": "all",
     "mixing": "mask",
     "partner": "other",
@@ -121,6 +125,7 @@ RECOMMENDED: dict[str, Any] = {
     "guess_bn": "eval",
     "lambda_u": 0.5,
     "lambda_norm": "sum",
+    "fitted_by": "voxel",
     "ramp": 0.5,
     "ramp_epochs": None,
     "dice_weight": 1.0,

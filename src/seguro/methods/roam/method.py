@@ -83,11 +83,9 @@ class Roam:
         plan = self.mix_plan(image, run)
         with run.autocast():
             logits = forward_mixed(self.modules["network"], image, self.points, plan)
-        args = (logits.float(), *mixed(target, counts, plan))
-        supervised = self._fit(*(a[labelled] for a in args))
+        supervised, unlabelled = self._losses(logits.float(), target, counts, labelled, plan)
         loss, out = supervised, {"supervised": supervised.detach()}
         if not bool(labelled.all()):
-            unlabelled = self._fit_guesses(*(a[~labelled] for a in args))
             weight = self.weight(run)
             loss = loss + weight * unlabelled
             out |= {"unlabelled": unlabelled.detach(), "weight": loss.new_tensor(weight)}
@@ -161,8 +159,22 @@ class Roam:
         rows = labelled.reshape(-1, *[1] * (batch.image.ndim - 1))
         return torch.where(rows, batch.image, batch.views[:, -1])
 
+    def _losses(
+        self, logits: Tensor, target: Tensor, counts: Tensor, labelled: Tensor, plan: MixPlan | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss of what was labelled and that of what was guessed; the target is not yet mixed."""
+        fitted, whole = mixed(target, counts, plan)
+        if self.config.fitted_by == "sample":
+            parts = [[x[rows] for x in (logits, fitted, whole)] for rows in (labelled, ~labelled)]
+            return self._fit(*parts[0]), self._fit_guesses(*parts[1])
+        own = labelled.float().reshape(-1, 1, *[1] * (counts.ndim - 1)).expand_as(counts.unsqueeze(1))
+        share = (own if plan is None else plan(own)).squeeze(1)  # of each voxel that comes from a label
+        return self._fit(logits, fitted, whole * share), self._fit_guesses(
+            logits, fitted, whole * (1 - share)
+        )
+
     def _fit(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        """Return the loss of the rows with labels."""
+        """Return the loss against labels."""
         c, classes = self.config, self.plan.classes
         loss = c.cross_entropy_weight * soft_cross_entropy(logits, target, counts, classes)
         if c.dice_weight:
@@ -170,7 +182,7 @@ class Roam:
         return loss
 
     def _fit_guesses(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        """Return the loss of the rows without labels, before its weight."""
+        """Return the loss against guesses, before its weight."""
         if self.config.unlabelled_loss == "same":
             return self._fit(logits, target, counts)
         summed = self.config.lambda_norm == "sum"
