@@ -226,6 +226,7 @@ def test_at_the_start_of_the_ramp_guesses_move_nothing():
         {"dice_weight": 1.0},
         {"unlabelled_loss": "same"},
         {"fitted_by": "voxel"},
+        {"p_mix": 0.0},
         {"lambda_norm": "sum"},
         {"strong": {"p_intensity": 1.0}},
         {"layer_weights": (0, 0, 1)},

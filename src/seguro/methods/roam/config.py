@@ -24,6 +24,8 @@ class RoamConfig(Record):
     hidden activation, any name of the network, or none for an update without mixing."""
     layer_weights: tuple[float, ...] | None = None
     """How likely each layer is, in proportion; null: all the same."""
+    p_mix: float = Field(1.0, ge=0, le=1)
+    """Part of the updates that mix at all."""
     alpha: float = Field(0.75, gt=0)
     """Of the Beta law of the mixing coefficient; its larger side is the sample's own share."""
     lambda_per: Literal["batch", "sample"] = "batch"
@@ -115,8 +117,8 @@ class RoamConfig(Record):
 
 RECOMMENDED: dict[str, Any] = {
     "network": "unet",
-    "layers": ("none", "I", 1, 2),
-    "layer_weights": (3, 1, 1, 1),
+    "layers": ("I", 1, 2),
+    "p_mix": 0.5,
     "skips": "all",
     "mixing": "mask",
     "partner": "other",

@@ -107,7 +107,7 @@ class Roam:
         """
         c = self.config
         layer = self.layers[draw_layer(generator_of(run, "layer"), len(self.layers), c.layer_weights)]
-        if layer == UNMIXED:
+        if layer == UNMIXED or generator_of(run, "mix").random() >= c.p_mix:
             return None
         slots = list(run.slots)[: len(image)]
         shares = [draw_lambda(generator_of(run, "lambda"), c.alpha)] * len(slots)
