@@ -241,3 +241,11 @@ def test_changed_weights_are_refused(tmp_path, capsys):
     file.write_bytes(raw)
     assert main(["predict", str(run), str(data / "imagesTs"), "--out", str(tmp_path / "p")]) == 2
     assert "SHA-256" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "/tmp/x"])
+def test_a_run_name_that_leads_elsewhere_is_refused(phantom_folder, tmp_path, capsys, name):
+    arguments = ["train", str(phantom_folder), "--out", str(tmp_path / "w"), "--updates", "1", "--name", name]
+    assert main(arguments) == 1
+    assert "plain folder name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x")) and not list((tmp_path / "w").glob("runs/*"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from seguro.api.attack_options import AttackOptions, spread
 from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
+from seguro.api.workspace import named
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json
 from seguro.core.stage import Stage, locked
@@ -80,7 +81,7 @@ def attack(
     default = f"{options.suite.replace(',', '+')}-{options.cases}" + (
         "-volume" if options.whole_volume else ""
     )
-    folder = (run_of(run) or model.folder) / "attacks" / (name or default)
+    folder = (run_of(run) or model.folder) / "attacks" / named(name or default)
     config = {k: v for k, v in asdict(options).items() if k != "device"}
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}
     stage = Stage(folder, "attack", reads=reads, config=config, schema=SCHEMA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from seguro.attacks.record import CaseRecord, one, plain, save_view
 from seguro.attacks.saved import save_volumes
 from seguro.attacks.subject import Subject, patch_subject, volume_subject
 from seguro.attacks.threat import UNITS, Epsilon, threat_of
-from seguro.attacks.victim import Best, Victim
+from seguro.attacks.victim import Attack, Best, Victim
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json, write_bytes, write_json
 from seguro.core.types import Case, Grid, Manifest
@@ -99,8 +99,12 @@ class AttackJob:
             self._open = _Open(case.id, made, scales, grid)
         return self._open
 
+    def suite(self, effort: Effort, bar: float, name: str | None = None) -> tuple[Attack, ...]:
+        """Return the attacks of a suite, the chosen one by default."""
+        return ensemble.suite(name or self.options.suite, self.model.plan.classes, effort, bar=bar)
+
     def record(
-        self, case: Case, epsilon: Epsilon, suite: str, effort: Effort, bar: float | None
+        self, case: Case, epsilon: Epsilon, attacks: Sequence[Attack] = (), *, save: bool = False
     ) -> CaseRecord:
         """Return the result of one case at one strength, from its file if the same was done before."""
         self._tell(self._done, self._total, f"{case.id} at {epsilon}")
@@ -109,19 +113,17 @@ class AttackJob:
         key = sha256_json(
             {
                 "model": self.model.sha256, "case": case.hash, "id": case.id, "eps": str(epsilon),
-                "suite": suite, "effort": asdict(effort), "bar": bar, "whole": o.whole_volume,
+                "attacks": [repr(a) for a in attacks], "whole": o.whole_volume,
                 "center": o.center, "box": o.box, "seed": o.seed, "schema": SCHEMA,
             }
         )  # fmt: skip
         path = self.folder / "cases" / f"{key[:24]}.json"
-        # what the guards try stronger is not what is reported, and is not saved
-        save = o.save and epsilon in self.epsilons[1:] and suite == o.suite and effort == self.effort
         volume = self.folder / SAVED / f"{case.id}_{self._file_name(epsilon)}.nii.gz"
         if path.exists() and (volume.exists() or not save):
             found = CaseRecord.model_validate(read_json(path))
             if found.key == key:
                 return found
-        made = self._attacked(case, epsilon, suite, effort, bar, key, path, save=save)
+        made = self._attacked(case, epsilon, attacks, key, path, save=save)
         write_json(path, made.model_dump(mode="json"))
         return made
 
@@ -133,9 +135,7 @@ class AttackJob:
         self,
         case: Case,
         epsilon: Epsilon,
-        suite: str,
-        effort: Effort,
-        bar: float | None,
+        attacks: Sequence[Attack],
         key: str,
         path: Path,
         *,
@@ -166,7 +166,6 @@ class AttackJob:
                 by="clean",
                 seconds=0,
             )
-        attacks = ensemble.suite(suite, self.model.plan.classes, effort, bar=bar)
         outcome = ensemble.run_suite(
             attacks, victim, subject.x, threat, seed=self.options.seed, cases=[case.id]
         )
@@ -198,11 +197,12 @@ class AttackJob:
     def write(self) -> dict[str, Any]:
         """Attack every case at every strength, write all files but stage.json, and return the summary."""
         o = self.options
-        clean = {c.id: self.record(c, self.epsilons[0], "clean", self.effort, None) for c in self.cases}
+        clean = {c.id: self.record(c, self.epsilons[0]) for c in self.cases}
         bar = self._bar(clean.values())
         done: dict[str, list[CaseRecord]] = {}
+        attacks = self.suite(self.effort, bar)
         for case in self.cases:  # case by case, so that each is read once
-            hit = [self.record(case, e, o.suite, self.effort, bar) for e in self.epsilons[1:]]
+            hit = [self.record(case, e, attacks, save=o.save) for e in self.epsilons[1:]]
             done[case.id] = [clean[case.id], *hit]
         guards = self._guards(done, bar)
         rows = [row for case in self.cases for row in self._rows(case, done[case.id])]
@@ -278,13 +278,12 @@ class AttackJob:
         if white and black:
             out.append(guards.order(np.minimum.reduce(white), np.minimum.reduce(black)))
         if self.checked:
-            o, top = self.options, self.epsilons[-1]
-            twice = [self.record(c, top, o.suite, self.effort.doubled(), bar).score for c in self.checked]
+            harder = self.suite(self.effort.doubled(), bar)
+            twice = [self.record(c, self.epsilons[-1], harder).score for c in self.checked]
             once = [done[c.id][-1].score for c in self.checked]
             out.append(guards.converged(np.array(once), np.array(twice)))
-            quick = "quick" if white else "blackbox"
-            everything = Epsilon(1.0, "range")
-            left = [self.record(c, everything, quick, self.effort, bar).score for c in self.checked]
+            single = self.suite(self.effort, bar, "quick" if white else "blackbox")
+            left = [self.record(c, Epsilon(1.0, "range"), single).score for c in self.checked]
             out.append(guards.unbounded(np.array(left)))
         return guards.as_json(out)
 

@@ -13,6 +13,7 @@ import numpy as np
 from seguro.api.attack import AttackReport, Progress
 from seguro.api.attack_options import spread
 from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
+from seguro.api.workspace import named
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_json, write_json
 from seguro.core.stage import Stage, locked
@@ -76,7 +77,7 @@ def corrupt(
         raise ConfigError(f"no corruption {unknown[0]!r}; known are {', '.join(CORRUPTIONS)}")
     if not options.severities or not set(options.severities) <= set(range(1, SEVERITIES + 1)):
         raise ConfigError(f"severities {options.severities}: expected some of 1 to {SEVERITIES}")
-    folder = (run_of(run) or model.folder) / "attacks" / (name or f"corruptions-{options.cases}")
+    folder = (run_of(run) or model.folder) / "attacks" / named(name or f"corruptions-{options.cases}")
     config = {**asdict(options), "names": list(chosen)}
     del config["device"]
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from seguro.api.cases import cases_of_fold
 from seguro.api.configuration import TrainOptions, configure, default_network
 from seguro.api.labelled import hidden_cases, labelled_patients
+from seguro.api.workspace import named
 from seguro.core.errors import ConfigError
 from seguro.core.files import sha256_file
 from seguro.core.settings import read_yaml, seconds
@@ -67,7 +68,7 @@ def resolve(
     hidden = frozenset[str]() if patients is None else hidden_cases(train, patients)
     own = f"-{options.network or default_network(options.method)}".replace(":", "-").rstrip("-")
     own += f"-fold{options.fold}" + ("" if patients is None else f"-labelled{len(patients)}")
-    folder = workspace / "runs" / (options.name or f"{options.method}{own}")
+    folder = workspace / "runs" / named(options.name or f"{options.method}{own}")
     begun = read_yaml(folder / "config.yaml") if (folder / "config.yaml").exists() else {}
     if options.preset == "auto" and "preset" in begun:
         options = replace(options, preset=begun["preset"])

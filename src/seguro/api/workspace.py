@@ -35,6 +35,17 @@ def workspace_of(data: Path, out: Path | None = None) -> Path:
     return workspace
 
 
+def named(name: str) -> str:
+    """Return `name` if it can name a folder of its own.
+
+    Raises:
+        ConfigError: it is empty, hidden, or would lead elsewhere.
+    """
+    if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
+        raise ConfigError(f"--name {name!r}: expected a plain folder name, no / and no leading dot")
+    return name
+
+
 def is_workspace(path: Path) -> bool:
     """Return whether `path` is a folder that `check` has written a manifest into."""
     return (path / "check" / "manifest.json").exists()

@@ -12,7 +12,7 @@ from seguro.attacks.apgd import APGD
 from seguro.attacks.fab import FAB
 from seguro.attacks.objectives import OBJECTIVES
 from seguro.attacks.pgd import PGD, Noise
-from seguro.attacks.square import Square
+from seguro.attacks.square import Square, published
 from seguro.attacks.threat import Threat
 from seguro.attacks.victim import Attack, Found, Victim
 from seguro.core.errors import ConfigError
@@ -44,7 +44,8 @@ class Effort:
 def suite(name: str, classes: Classes, effort: Effort, *, bar: float | None = None) -> tuple[Attack, ...]:
     """Return the attacks of a suite, or those in a list such as "apgd-ce,square".
 
-    rog: the paper's four, APGD on cross entropy and on DLR (three classes and more), FAB, Square. strong:
+    rog: the paper's four, APGD on cross entropy and on DLR (three classes and more), FAB, and Square as it
+    describes it. strong:
     ours. quick: its strongest member alone. blackbox: Square alone, for models without gradients.
 
     Args:
@@ -58,7 +59,7 @@ def suite(name: str, classes: Classes, effort: Effort, *, bar: float | None = No
     """
     objectives = ("ce",) if classes.regions or classes.n < 3 else ("ce", "dlr")
     members = {
-        "rog": (*(f"apgd-{o}" for o in objectives), "fab", "square"),
+        "rog": (*(f"apgd-{o}" for o in objectives), "fab", "published-square"),
         "strong": (f"apgd-{STRONGEST}", *(f"apgd-{o}" for o in FURTHER), "fab", "square"),
         "quick": (f"apgd-{STRONGEST}",),
         "blackbox": ("square",),
@@ -73,15 +74,17 @@ def _attack(name: str, effort: Effort, bar: float | None) -> Attack:
     kind, _, objective = name.partition("-")
     if name == "square":
         return Square(queries=effort.queries, restarts=effort.restarts)
-    if name == "fab":
-        return FAB(steps=effort.steps, restarts=effort.restarts, bar=bar)
+    if name == "published-square":
+        return replace(published(effort.queries), restarts=effort.restarts)
+    if name == "fab":  # its first start is the clean image
+        return FAB(steps=effort.steps, restarts=effort.restarts + 1, bar=bar)
     if kind == "apgd" and objective:
         return APGD(objective, steps=effort.steps, restarts=effort.restarts)
     if kind == "pgd" and objective:
         return PGD(objective, steps=effort.steps, restarts=effort.restarts)
     raise ConfigError(
         f"no suite or attack {name!r}; known are {', '.join(SUITES)}, and lists of apgd-OBJECTIVE, "
-        f"pgd-OBJECTIVE, fab and square, with OBJECTIVE one of {', '.join(OBJECTIVES)}"
+        f"pgd-OBJECTIVE, fab, square and published-square, with OBJECTIVE one of {', '.join(OBJECTIVES)}"
     )
 
 
