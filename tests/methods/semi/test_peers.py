@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -132,3 +132,18 @@ def test_overlapping_regions_are_learned_from_both_kinds(name, toy, batch):
         assert torch.isfinite(out["loss"])
         moved.append(made.weights)
     assert torch.isfinite(moved[0]).all() and not torch.equal(*moved)  # the unlabelled rows took part
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_of_a_batch_is_the_mean_of_its_groups(name, toy, batch):
+    """As ranks see it: boxes and dropped channels belong to slots, no loss divides by the whole batch."""
+    data, grads = batch(8), []
+    for slots in (range(8), range(4), range(4, 8)):
+        made = toy(name, batch=8, **({"confidence": 0.4} if name == "unimatch" else {}))
+        made.run.update, made.run.slots = 90, slots
+        made.run.step = lambda *names: True
+        part = {f.name: getattr(data, f.name)[slots.start : slots.stop] for f in fields(data)}
+        made.method.update(type(data)(**part), made.run)
+        grads.append(torch.cat([p.grad.flatten() for p in made.method.modules.parameters()]))
+    whole, mean = grads[0], (grads[1] + grads[2]) / 2
+    assert (whole - mean).abs().max() < 1e-5 * whole.abs().max()  # sums in float32

@@ -56,28 +56,29 @@ def test_boxes_come_from_the_partner_of_the_group_in_image_and_label_alike(toy):
     made = toy("unimatch", cutmix=1.0, batch=8)
     rows = torch.arange(4.0).reshape(4, 1, 1, 1).expand(4, 1, 12, 12).clone()
     slots = [1, 3, 5, 7]
-    image, label = made.method.cut(rows, rows[:, 0].byte(), slots, 0, made.run)
+    mask = made.method.boxes(rows, slots, 0, made.run)
+    image, label = made.method.cut(rows, mask), made.method.cut(rows[:, 0].byte(), mask)
     assert torch.equal(image[:, 0].byte(), label)
     for row, partner in ((0, 1), (1, 0), (2, 3), (3, 2)):
         assert set(label[row].unique().tolist()) == {row, partner}
         assert (label[row] == partner).float().mean() <= 0.4
-    other, _ = made.method.cut(rows, rows[:, 0].byte(), slots, 1, made.run)
-    assert not torch.equal(image, other)  # each view has its own box
+    assert not torch.equal(mask, made.method.boxes(rows, slots, 1, made.run))  # each view has its own box
 
 
 def test_whole_channels_of_what_the_encoder_hands_over_are_dropped(toy):
     made = toy("unimatch", drop=0.5)
     method = made.method
     assert method.dropped == {"skip0", "enc1"}
-    hook = method.dropping([1, 3], made.run)
-    x = torch.ones(2, 64, 4, 4)
+    hook = method.dropping(1, [1, 3], made.run)
+    x = torch.ones(3, 64, 4, 4)
     assert torch.equal(hook("enc0", x), x) and torch.equal(hook("dec0", x), x)
-    found = hook("skip0", x)
+    first, found = hook("skip0", x).tensor_split([1])
+    assert torch.equal(first, x[:1])
     assert set(found.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
     assert not torch.equal(found[0], found[1]) and 0.3 < (found == 0).float().mean() < 0.7
-    assert torch.equal(found, method.dropping([1, 3], made.run)("skip0", x))
-    assert torch.equal(found[1:], method.dropping([3], made.run)("skip0", x[1:]))  # by slot, not by rank
+    assert torch.equal(found, method.dropping(0, [1, 3], made.run)("skip0", x[1:]))
+    assert torch.equal(found[1:], method.dropping(0, [3], made.run)("skip0", x[2:]))  # by slot, not by rank
 
 
 def test_where_to_drop_can_be_said_and_must_be_where_skips_have_no_names():

@@ -116,48 +116,50 @@ class UniMatch:
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step on the labels, the two strong views and the dropped features."""
         c, classes, labelled = self.config, self.plan.classes, batch.labelled > 0
-        network, weak = self.modules["network"], batch.image[~labelled]
+        network, plain = self.modules["network"], len(batch.image)
         slots = [s for s, known in zip(run.slots, labelled.tolist(), strict=True) if not known]
-        hook = self.dropping(slots, run)
+        masks = [self.boxes(batch.image, slots, view, run) for view in range(VIEWS)]
+        strong = [self.cut(v, m) for v, m in zip(batch.views[~labelled].unbind(1), masks, strict=True)]
         with run.autocast():
-            logits = network(batch.image).float()
-            p = probabilities(logits[~labelled].detach(), classes)
-            label, sure = pseudo_label(p, classes), certainty(p, classes)
-            strong = logits.new_zeros(())
-            for view in range(VIEWS):
-                image = batch.views[~labelled][:, view]
-                image, told = self.cut(image, where_sure(label, sure, c.confidence), slots, view, run)
-                strong = strong + self.fit_told(network(image).float(), told) / VIEWS
-            dropped = forward(network, weak, self.points, hook).float()
-        feature = self.fit_told(dropped, where_sure(label, sure, c.confidence))
+            weak = torch.cat([batch.image, batch.image[~labelled]])  # the copies lose features
+            logits, dropped = (
+                forward(network, weak, self.points, self.dropping(plain, slots, run))
+                .float()
+                .tensor_split([plain])
+            )
+            shown = network(torch.cat(strong)).float().chunk(VIEWS)
+        p = probabilities(logits[~labelled].detach(), classes)
+        label, sure = pseudo_label(p, classes), certainty(p, classes)
+        told = where_sure(label, sure, c.confidence)
+        feature = self.fit_told(dropped, told)
+        each = [self.fit_told(z, self.cut(told, m)) for z, m in zip(shown, masks, strict=True)]
+        of_strong = torch.stack(each).mean()
         supervised = fit(c, logits[labelled], batch.label[labelled], batch.annotated[labelled], classes)
-        loss = (supervised + c.strong_weight * strong + c.feature_weight * feature) / 2
+        loss = (supervised + c.strong_weight * of_strong + c.feature_weight * feature) / 2
         run.backward(loss)
         run.step("main")
         return {
             "loss": loss.detach(),
             "supervised": supervised.detach(),
-            "strong": strong.detach(),
+            "strong": of_strong.detach(),
             "feature": feature.detach(),
             "sure": (sure >= c.confidence).float().mean(),
             **observe(self.shares, batch, label, run),
         }
 
-    def cut(
-        self, image: Tensor, label: Tensor, slots: Sequence[int], view: int, run: Run
-    ) -> tuple[Tensor, Tensor]:
-        """Return images and labels of the unlabelled rows with boxes of their partners, in both alike."""
-        c, size = self.config, image.shape[2:]
-        if not c.cutmix:
-            return image, label
-        boxes = [draw_cut_box(size, run.rng("box", view, slot), p=c.cutmix) for slot in slots]
-        mask = inside(boxes, size, image.device)
-        rows = torch.arange(len(image), device=image.device).reshape(-1, c.group // 2)
-        partner = rows.roll(1, dims=1).flatten()
-        return paste(image, image[partner], mask), paste(label, label[partner], mask)
+    def boxes(self, image: Tensor, slots: Sequence[int], view: int, run: Run) -> Tensor:
+        """Return (N, *size) bool, true where a strong view of these unlabelled slots is its partner's."""
+        size, p = image.shape[2:], self.config.cutmix
+        drawn = [draw_cut_box(size, run.rng("box", view, slot), p=p) for slot in slots]
+        return inside(drawn, size, image.device)
 
-    def dropping(self, slots: Sequence[int], run: Run) -> Hook:
-        """Return the hook that drops whole channels of the features, drawn per slot."""
+    def cut(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return images or labels of the unlabelled rows, in `mask` those of the next one of the group."""
+        rows = torch.arange(len(x), device=x.device).reshape(-1, self.config.group // 2)
+        return paste(x, x[rows.roll(1, dims=1).flatten()], mask)
+
+    def dropping(self, plain: int, slots: Sequence[int], run: Run) -> Hook:
+        """Return the hook that drops whole channels of the rows after the first `plain`, drawn per slot."""
         p = self.config.drop
 
         def hook(name: str, x: Tensor) -> Tensor:
@@ -167,6 +169,7 @@ class UniMatch:
                 torch.rand(x.shape[1], generator=run.rng("drop", name, s), device=x.device) for s in slots
             ]
             keep = (torch.stack(drawn) >= p).to(x.dtype) / (1 - p)
+            keep = torch.cat([keep.new_ones((plain, x.shape[1])), keep])
             return x * keep.reshape(*keep.shape, *[1] * (x.ndim - 2))
 
         return hook
