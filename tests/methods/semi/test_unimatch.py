@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE
 from seguro.losses import soft_dice
-from seguro.methods.semi.unimatch import dropped_at
+from seguro.methods.semi.unimatch import SMOOTH, dropped_at
 from seguro.networks.mixing import MixPoints
 
 
@@ -22,10 +22,10 @@ def test_below_the_threshold_nothing_unlabelled_is_learned(toy, batch):
     other.image[1::2] += 1
     out = one.method.update(data, one.run)
     two.method.update(other, two.run)
-    assert out["sure"] == 0 and out["strong"] == 0 and out["feature"] == 0
+    assert out["sure"] == 0 and out["strong"] == 1 and out["feature"] == 1  # without gradient
     assert torch.equal(one.weights, two.weights)
     three = toy("unimatch", confidence=0.0)
-    assert three.method.update(data, three.run)["strong"] > 0
+    assert three.method.update(data, three.run)["strong"] < 1
     assert not torch.equal(three.weights, one.weights)
 
 
@@ -43,8 +43,8 @@ def test_the_loss_is_weighed_as_published(toy, batch):
     made, data = toy("unimatch", confidence=0.0, cutmix=0.0, drop=0.0), batch(4)
     network, classes, ones = made.method.modules["network"], made.method.plan.classes, torch.ones(2, 2)
     told = network(data.image)[1::2].argmax(1).byte()
-    strong = [soft_dice(network(data.views[1::2, v]), told, ones, classes) for v in range(2)]
-    feature = soft_dice(network(data.image[1::2]), told, ones, classes)  # nothing dropped
+    strong = [soft_dice(network(data.views[1::2, v]), told, ones, classes, smooth=SMOOTH) for v in range(2)]
+    feature = soft_dice(network(data.image[1::2]), told, ones, classes, smooth=SMOOTH)  # nothing dropped
     out = made.method.update(data, made.run)
     torch.testing.assert_close(out["feature"], feature.detach())
     torch.testing.assert_close(out["strong"], (strong[0] + strong[1]).detach() / 2)
@@ -99,3 +99,11 @@ def test_pseudo_labels_carry_no_gradient(toy, batch):
     image = data.image.clone().requires_grad_()
     made.method.update(replace(data, image=image), made.run)
     assert not image.grad[1::2].any() and image.grad[::2].any()
+
+
+def test_a_class_that_is_nowhere_sure_is_not_unlearned(toy):
+    method = toy("unimatch").method
+    logits = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    label = torch.zeros(2, 6, 6, dtype=torch.uint8)
+    method.fit_told(logits, label).backward()
+    assert not logits.grad.any()

@@ -40,6 +40,8 @@ from seguro.methods.streams import NO_AUGMENT, Shares, TwoStream
 from seguro.networks.mixing import Hook, MixPoints, forward, points_of
 
 VIEWS = 2
+SMOOTH = (0.0, 1e-5)
+"""Of the unlabelled Dice: a class that is nowhere sure has no gradient, instead of being unlearned."""
 STRONG = NO_AUGMENT.model_copy(
     update={
         "p_intensity": 0.8,
@@ -91,7 +93,7 @@ class UniMatch:
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "paper": {},
         "small": SMALL,
-        "tiny": {**TINY, "group": 2, "cutmix": 0.0, "confidence": 0.6},
+        "tiny": {**TINY, "group": 2, "cutmix": 0.0},
     }
     needs: ClassVar[Needs] = Needs(labels="some", group=4)
 
@@ -179,8 +181,8 @@ class UniMatch:
         kind, classes = self.config.unlabelled_loss, self.plan.classes
         if kind == "same":
             return fit(self.config, logits, label, None, classes)
-        loss = soft_dice if kind == "dice" else cross_entropy
-        return loss(logits, label, _all(logits, classes), classes)
+        args = (logits, label, _all(logits, classes), classes)
+        return soft_dice(*args, smooth=SMOOTH) if kind == "dice" else cross_entropy(*args)
 
     def state(self) -> dict[str, Tensor]:
         """Return the shares of the classes, once there are some."""
