@@ -19,8 +19,9 @@ from seguro.engine.signals import Stopped
 from seguro.methods import TABLE, get
 from seguro.methods.contract import Method
 
-RANKS_AGREE = 1e-5
-"""Relative to the largest weight: float32 sums in another order over a few updates."""
+RANKS_AGREE = 5e-5
+"""Relative to the largest weight: float32 sums in another order over a few updates, and Adam divides by the
+size of the gradient, which makes much of the rounding of small ones."""
 
 
 def weights(loop) -> dict[str, torch.Tensor]:
@@ -152,7 +153,12 @@ def test_state_survives_a_round_trip(row, tmp_path):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-@pytest.mark.parametrize("name", TABLE)
+FIRST = next(iter(TABLE))
+
+
+@pytest.mark.parametrize(
+    "name", [FIRST, *(pytest.param(n, marks=pytest.mark.slow) for n in TABLE if n != FIRST)]
+)
 def test_two_ranks_equal_one_on_the_joined_batch(name, three_d, two_d, tmp_path):
     """Weights, averages, optimiser and state; the second half is a resume, so that gathering is tried too."""
     setting = three_d if 3 in get(name).needs.dims else two_d

@@ -42,6 +42,7 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
         loop.progress = lambda p: loop._stop.set() if p.update == until else None
     with suppress(Stopped):
         loop.fit()
+    runtime.barrier()  # a rank that leaves while the other still sends makes gloo abort
     runtime.close()
 
 

@@ -149,7 +149,9 @@ def test_what_comes_before_is_the_plain_pass_and_what_comes_after_is_not(made):
         assert not torch.equal(got["last"], still["last"]), layer
 
 
-@pytest.mark.parametrize("row", [r for r in networks() if r[0] in ("classic-2d", "unet-3d")], ids=lambda row: row[0])
+@pytest.mark.parametrize(
+    "row", [r for r in networks() if r[0] in ("classic-2d", "unet-3d")], ids=lambda row: row[0]
+)
 def test_skips_official_leaves_shallower_ones_alone_and_all_mixes_each(row):
     _, build, size = row
     net = build().eval()
