@@ -22,6 +22,11 @@ from seguro.core.files import read_json, write_json, write_text
 from seguro.evaluation.robustness import paired_areas, read_csv
 from seguro.report.figures import Series, lines
 
+SAME = (
+    "suite", "where", "iterations", "restarts", "queries", "cases", "box", "center", "eps_unit",
+)  # fmt: skip
+"""Settings that two attacks share when they are compared."""
+
 
 def rows_of(label: str, folder: Path) -> list[dict[str, Any]]:
     """Return result rows of one attack folder."""
@@ -59,7 +64,7 @@ def differences(folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     out, first = [], {}
     for label, folder in folders.items():
         setting = read_json(folder / "summary.json")["setting"]
-        key = tuple(str(setting[k]) for k in ("suite", "where", "iterations", "restarts", "queries", "cases"))
+        key = tuple(str(setting[k]) for k in SAME)
         if key not in first:
             first[key] = label
             continue

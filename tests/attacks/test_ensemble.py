@@ -106,6 +106,7 @@ def test_a_class_that_was_not_annotated_scores_nothing(flat3):
 def test_guards_pass_and_fail_where_they_should():
     ones, low = np.full(4, 0.9), np.full(4, 0.2)
     assert guards.noise(ones, ones - 0.01, low).passed and not guards.noise(ones, low, low - 0.05).passed
+    assert guards.moved(ones, low).passed and not guards.moved(ones, ones).passed
     assert guards.order(low, ones).passed and not guards.order(ones, low).passed
     assert guards.converged(low, low - 0.01).passed and not guards.converged(ones, low).passed
     assert guards.unbounded(np.zeros(4)).passed and not guards.unbounded(low).passed

@@ -270,6 +270,7 @@ class AttackJob:
         out = [
             guards.kept_inside(n),
             guards.noise(clean, score[NOISE], np.array([r.score for r in last])),
+            guards.moved(clean, np.array([r.score for r in last])),
             guards.flags(flagged),
             guards.rising(bad or {n: [0.0] for n in names}),
         ]

@@ -43,8 +43,15 @@ def kept_inside(n: int) -> Guard:
 def noise(clean: Floats, noisy: Floats, worst: Floats) -> Guard:
     """Random signs of the same size change little where the attack changes much; arrays of Dice per case."""
     drop, attack = float((clean - noisy).mean()), float((clean - worst).mean())
-    passed = drop <= max(NOISE_DROP, attack / 2)
-    return Guard("noise control", passed, f"random signs cost {drop:.3f} Dice, the worst case {attack:.3f}")
+    return Guard(
+        "noise control", drop <= NOISE_DROP, f"random signs cost {drop:.3f} Dice, the worst case {attack:.3f}"
+    )
+
+
+def moved(clean: Floats, worst: Floats) -> Guard:
+    """The attack changed something: else it did not work, or epsilon is too small to say anything."""
+    n = int((worst < clean).sum())
+    return Guard("the attack has an effect", n > 0, f"Dice fell in {n} of {len(clean)} cases")
 
 
 def flags(per_case: Sequence[Sequence[str]]) -> Guard:
