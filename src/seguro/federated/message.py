@@ -19,19 +19,33 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as pack
 
-from seguro.core.errors import DataError
+from seguro.core.errors import ConfigError, DataError
 
 Arrays = Mapping[str, NDArray[Any]]
 """Arrays by name: those of `Method.shared()`, and with the prefix AVERAGED their moving averages."""
 Action = Literal["join", "agree", "train", "evaluate"]
-"""join: the site's name and fingerprint sums. agree: take this plan, or refuse. train: a round of local updates.
+"""join: the site's name and fingerprint sums. agree: take this plan, or refuse. train: a round of updates.
 evaluate: scores of these weights on the site's own validation cases."""
 
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
 MAX_HEAD_BYTES = 1 << 22
-METRICS = ("loss", "dice", "seconds", "n_cases", "n_labelled", "updates", "skipped", "norm", "clipped")
+METRICS = (
+    "loss",
+    "dice",
+    "seconds",
+    "n_cases",
+    "n_labelled",
+    "n_validation",
+    "updates",
+    "norm",
+    "clipped",
+)
 """Names of numbers that may leave a site; also `dice.<class>` of the agreed classes."""
+
+
+class Refusal(ConfigError):
+    """Why a site does not do a task, in words that the server may read: no path, no case, no patient."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +88,10 @@ class Gate(Protocol):
     """What stands between a site and the network: its policy and its audit log."""
 
     def admit(self, task: Task, data: bytes) -> None:
-        """Take note of a task that came in; ConfigError where the site's policy forbids it."""
+        """Take note of a task that came in; Refusal where the site's policy forbids it."""
 
     def release(self, update: Update, data: bytes) -> None:
-        """Take note of an update about to leave; ConfigError where the site's policy forbids it."""
+        """Take note of an update about to leave; Refusal where the site's policy forbids it."""
 
 
 class Open:

@@ -1,0 +1,104 @@
+"""From the sites' updates to new weights: what is accepted, and how it is averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seguro.core.errors import DataError
+from seguro.federated.message import Arrays
+
+
+def check(site: str, arrays: Arrays, like: Arrays) -> None:
+    """Refuse arrays of other names, shapes or types than `like`, or with a value that is not finite.
+
+    Raises:
+        DataError: what is wrong with which array of which site.
+    """
+    missing, further = sorted(set(like) - set(arrays)), sorted(set(arrays) - set(like))
+    if missing or further:
+        raise DataError(
+            f"site {site}: {len(missing)} arrays missing (first {missing[:1]}), {len(further)} not asked for "
+            f"(first {further[:1]}); all sites need the same version of seguro"
+        )
+    for name, expected in like.items():
+        array = arrays[name]
+        if array.shape != expected.shape or array.dtype != expected.dtype:
+            raise DataError(
+                f"site {site}: {name} is {array.dtype} {array.shape}, "
+                f"expected {expected.dtype} {expected.shape}"
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise DataError(f"site {site}: {name} has {int((~np.isfinite(array)).sum())} values not finite")
+
+
+def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArray[Any]]:
+    """Return the weighted mean of each array; integers are rounded and keep their type.
+
+    Sums are taken in float64 in the order given. Where all weights are zero every update counts the same.
+    """
+    total = sum(weights)
+    w = [x / total for x in weights] if total > 0 else [1 / len(updates)] * len(updates)
+    out = {}
+    for name, first in updates[0].items():
+        sums = np.zeros(first.shape, np.float64)
+        for x, arrays in zip(w, updates, strict=True):
+            sums += x * arrays[name].astype(np.float64)
+        out[name] = _as(sums, first.dtype)
+    return out
+
+
+def trimmed(updates: Sequence[Arrays], share: float) -> dict[str, NDArray[Any]]:
+    """Return per number the mean without the `share` of the sites that is lowest and highest.
+
+    Coordinate-wise trimmed mean (Yin et al. 2018, ICML, definition 2); of n sites the whole part of share * n
+    is dropped at either end, and at least one when share > 0 and there are three or more sites.
+    """
+    n = len(updates)
+    k = int(share * n)
+    if share > 0 and n > 2:
+        k = max(k, 1)
+    k = min(k, (n - 1) // 2)
+    out = {}
+    for name, first in updates[0].items():
+        stacked = np.sort(np.stack([u[name] for u in updates]), axis=0)
+        out[name] = _as(stacked[k : n - k].mean(axis=0, dtype=np.float64), first.dtype)
+    return out
+
+
+def change(new: Arrays, old: Arrays) -> dict[str, NDArray[Any]]:
+    """Return new - old, by name and in the type of each array."""
+    return {k: np.asarray(v - old[k], dtype=v.dtype) for k, v in new.items()}
+
+
+def moved(old: Arrays, by: Arrays) -> dict[str, NDArray[Any]]:
+    """Return old + by, by name and in the type of each array."""
+    return {k: np.asarray(v + by[k], dtype=v.dtype) for k, v in old.items()}
+
+
+def length(arrays: Arrays) -> float:
+    """Return the Euclidean length over all floating-point arrays together."""
+    parts = [float(np.square(a.astype(np.float64)).sum()) for a in arrays.values() if a.dtype.kind == "f"]
+    return float(np.sqrt(sum(parts)))
+
+
+def bounded(changes: Sequence[Arrays], bound: float) -> list[dict[str, NDArray[Any]]]:
+    """Return the changes, those longer than `bound` times the median length shortened to it."""
+    lengths = [length(c) for c in changes]
+    limit = bound * float(np.median(lengths))
+    return [_scaled(c, min(1.0, limit / n) if n else 1.0) for c, n in zip(changes, lengths, strict=True)]
+
+
+def _scaled(arrays: Arrays, factor: float) -> dict[str, NDArray[Any]]:
+    return {
+        k: np.asarray(a * factor, dtype=a.dtype) if a.dtype.kind == "f" else np.asarray(a)
+        for k, a in arrays.items()
+    }
+
+
+def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return `values` in the type of the arrays that they were made of."""
+    return np.asarray(np.rint(values) if dtype.kind in "iub" else values).astype(dtype)

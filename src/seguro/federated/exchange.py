@@ -1,0 +1,64 @@
+"""What of a method travels: the arrays of `Method.shared()`, and back into a method's modules."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seguro.core.files import sha256_json
+from seguro.federated.message import AVERAGED, Arrays
+from seguro.methods.contract import Method
+
+
+def outgoing(method: Method, averaged: nn.ModuleDict) -> dict[str, NDArray[Any]]:
+    """Return copies of the shared arrays by name, moving averages with the prefix AVERAGED."""
+    own, means = method.modules.state_dict(), averaged.state_dict()
+    out = {name: _array(own[name]) for name in method.shared()}
+    return out | {AVERAGED + name: _array(means[name]) for name in method.shared() if name in means}
+
+
+@torch.no_grad()
+def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: Collection[str] = ()) -> None:
+    """Load shared arrays into the modules and their averages; the names in `keep` stay as they are here."""
+    own, means = method.modules.state_dict(), averaged.state_dict()
+    for name, array in arrays.items():
+        bare = name.removeprefix(AVERAGED)
+        target = own if bare == name else means
+        if bare not in keep:
+            target[bare].copy_(torch.from_numpy(np.array(array)))
+
+
+def norms(method: Method) -> frozenset[str]:
+    """Return the names of the weights and buffers of the method's normalization layers."""
+    kinds = (
+        nn.modules.batchnorm._NormBase,  # batch and instance norm; torch has no public base of them
+        nn.GroupNorm,
+        nn.LayerNorm,
+    )
+    return frozenset(
+        f"{where}.{name}"
+        for where, module in method.modules.named_modules()
+        if isinstance(module, kinds)
+        for name in module.state_dict()
+    )
+
+
+def digest(arrays: Arrays) -> str:
+    """Return one hash over names, types, shapes and values."""
+    import hashlib
+
+    return sha256_json(
+        {
+            k: [str(a.dtype), list(a.shape), hashlib.sha256(np.ascontiguousarray(a)).hexdigest()]
+            for k, a in sorted(arrays.items())
+        }
+    )
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return np.array(tensor.detach().cpu().numpy())

@@ -1,0 +1,89 @@
+"""What a federation is: method, rounds, and how sites are chosen, averaged, protected and judged."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from seguro.core.types import Record
+
+
+class Strategy(Record):
+    """How updates become new weights. The defaults are FedAvg (McMahan et al. 2017, algorithm 1)."""
+
+    aggregate: Literal["weighted", "uniform", "trimmed"] = "weighted"
+    """Mean weighted by each site's training cases; plain mean; or, per number, the mean of what is left when
+    the share `trim` of the sites is dropped at either end (Yin et al. 2018, definition 2)."""
+    trim: float = Field(0.2, ge=0, lt=0.5)
+    norm_bound: float | None = Field(None, gt=0)
+    """A change longer than so many times the median change of the round is shortened to it."""
+    prox: float = Field(0.0, ge=0)
+    """mu of FedProx (Li et al. 2020, eq. 2): pull of the local weights towards the round's first ones."""
+    personal: Literal["none", "norm"] = "none"
+    """norm: a site keeps its own normalization layers (FedBN, Li et al. 2021). They still travel, so that the
+    server's model has their mean and works at a hospital that took no part."""
+    optimiser: Literal["keep", "reset"] = "keep"
+    """Whether a site's optimiser goes on where it was in its last round."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Part of the sites that are asked in a round, drawn anew in each."""
+    quorum: int = Field(1, ge=1)
+    """Sites whose updates a round needs."""
+    timeout_s: float = Field(3600.0, gt=0)
+    """How long a round waits; so long too for joining, which measures and prepares each site's cases."""
+    retries: int = Field(2, ge=0)
+    """How often a round without quorum is asked again before the run stops."""
+    best: Literal["mean", "worst", "last"] = "mean"
+    """Which round's weights are deployed: highest Dice over all sites' own validation cases, highest Dice of
+    the worst site, or the last."""
+    evaluate_every: int = Field(1, ge=1)
+    """Rounds from one evaluation at the sites to the next."""
+    coding: Literal["none", "fp16", "int8"] = "none"
+    """How updates travel."""
+    clip: float | None = Field(None, gt=0)
+    """Client-level differential privacy: largest length of a site's change."""
+    noise: float = Field(0.0, ge=0)
+    """... and its noise, as a multiple of `clip`."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    epsilon: float | None = Field(None, gt=0)
+    """Largest epsilon to spend; the run ends before the round that would pass it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Strategy:
+        if self.noise and self.clip is None:
+            raise ValueError("noise needs clip, the length that it is a multiple of")
+        if self.epsilon is not None and not self.noise:
+            raise ValueError("epsilon is spent only with noise: set noise and clip")
+        if self.clip is not None and self.aggregate == "weighted":
+            raise ValueError("with clip every site must count the same: set aggregate to uniform or trimmed")
+        return self
+
+
+class Federation(Record):
+    """One federated run, every choice settled; the server's file, and what `federation.json` records."""
+
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    method: str
+    preset: str
+    config: dict[str, Any]
+    """The method's resolved config."""
+    rounds: int = Field(ge=1)
+    updates: int = Field(ge=1)
+    """Local updates of a site in a round."""
+    batch: int | None = Field(None, ge=1)
+    """The plan's by default."""
+    seed: int = 0
+    sites: tuple[str, ...] = Field(min_length=1)
+    """Names of those who may take part; all of them join before round 1."""
+    plan: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the plan's options that are not left to the data."""
+    strategy: Strategy = Strategy()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Federation:
+        twice = sorted({s for s in self.sites if self.sites.count(s) > 1})
+        if twice:
+            raise ValueError(f"two sites are called {', '.join(twice)}")
+        if self.strategy.quorum > len(self.sites):
+            raise ValueError(f"a quorum of {self.strategy.quorum} of {len(self.sites)} sites")
+        return self
