@@ -265,3 +265,18 @@ def resample_label(label: NDArray[Any], shape: Three) -> NDArray[Any]:
         out[better] = value
         np.maximum(best, score, out=best)
     return out
+
+
+def file_index(source: Source, axis: int, index: int) -> int:
+    """Return the number of a slice in its file, given its canonical number, or the reverse.
+
+    Args:
+        source: of the file.
+        axis: canonical array axis (0 = z, 1 = y, 2 = x) that the slices lie along.
+        index: of the slice.
+    """
+    if source.kind == "raster":
+        return index
+    world = 2 - axis
+    size = source.shape[source.axes[world]]
+    return size - 1 - index if source.flips[world] else index
