@@ -24,6 +24,7 @@ from seguro.core.types import IGNORE, Case, Classes, Grid, Manifest
 from seguro.data.manifest import read_case, read_case_label
 from seguro.data.plan import Plan
 from seguro.data.preprocess import label_to_planned, to_planned
+from seguro.data.superpixels import Regions, Superpixels, read_regions
 
 MAX_LOCATIONS = 2000
 """Foreground voxels remembered per class and case, for class-balanced crops."""
@@ -46,6 +47,8 @@ class Stored:
     locations: NDArray[np.int32]
     """(n, 4) of (foreground class, z, y, x)."""
     grid: Grid
+    regions: Regions | None = None
+    """Superpixels, where the method asked for some."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,6 +70,7 @@ class Cases(Sequence[Stored]):
         classes: the task.
         hide_labels: whether labels are kept from the method (`needs.labels == "none"`).
         hidden: ids of cases whose labels are kept from the method: unlabelled for it, their files not opened.
+        regions: superpixels that were computed and are read along.
     """
 
     def __init__(
@@ -77,8 +81,10 @@ class Cases(Sequence[Stored]):
         *,
         hide_labels: bool = False,
         hidden: Collection[str] = (),
+        regions: Superpixels | None = None,
     ) -> None:
         self.folder = folder
+        self.regions = regions
         self.classes = classes
         self.touched: list[str] = []
         self._cases = tuple(cases)
@@ -105,7 +111,10 @@ class Cases(Sequence[Stored]):
         self.touched.append(self._cases[index].id)
         if index not in self._open:
             case = self._cases[index]
-            self._open[index] = open_case(self.folder, case, self.classes, hide_label=case.id in self._hidden)
+            hide = case.id in self._hidden
+            self._open[index] = open_case(
+                self.folder, case, self.classes, hide_label=hide, regions=self.regions
+            )
         return self._open[index]
 
     def __iter__(self) -> Iterator[Stored]:
@@ -119,11 +128,18 @@ class Cases(Sequence[Stored]):
         return other
 
 
-def open_case(folder: Path, case: Case, classes: Classes, *, hide_label: bool = False) -> Stored:
+def open_case(
+    folder: Path,
+    case: Case,
+    classes: Classes,
+    *,
+    hide_label: bool = False,
+    regions: Superpixels | None = None,
+) -> Stored:
     """Return the stored case, its arrays memory-mapped.
 
     Raises:
-        DataError: the case was never prepared here.
+        DataError: the case was never prepared here, or not with these superpixels.
     """
     stem = folder / case.hash
     if not stem.with_suffix(".json").exists():
@@ -141,6 +157,7 @@ def open_case(folder: Path, case: Case, classes: Classes, *, hide_label: bool = 
         annotated=np.array([labelled and n in case.annotated for n in classes.foreground], dtype=np.float32),
         locations=_locations_file(stem) if labelled else np.zeros((0, 4), np.int32),
         grid=grid,
+        regions=None if regions is None else read_regions(stem, regions),
     )
 
 

@@ -15,9 +15,11 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from seguro.core.errors import DataError
 from seguro.core.types import Classes, Three
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
+from seguro.data.superpixels import Superpixels
 
 SHARE = "share."
 """An update may log `share.<class>`: how much of the unlabelled patches it finds the class on, over what the
@@ -41,6 +43,10 @@ class Needs:
     or one that `update` returns ("min:loss", its mean since the last look); None keeps the last."""
     group: int = 1
     """Consecutive slots that are mixed with each other and therefore never split over ranks."""
+    support: bool = False
+    """Whether its predictor segments what annotated examples show (`Support`) and nothing without them."""
+    regions: Superpixels | None = None
+    """Superpixels that `draw` finds as `Stored.regions`; of an instance, as its config says."""
 
 
 @dataclass(frozen=True)
@@ -104,14 +110,27 @@ Tiling = Windows | Slices | Whole
 
 @dataclass(frozen=True)
 class Support:
-    """Annotated example for few-shot prediction, in the planned grid.
+    """Annotated examples for few-shot prediction, in the planned grid; shots may differ in size.
 
-    image: (K, C, Z, Y, X) float32; label: (K, Z, Y, X) integer class indices.
+    images: one (C, Z, Y, X) float32 per shot. labels: one (Z, Y, X) integer class index per shot, IGNORE
+    where nothing was annotated, such as the other slices of a scan of which few were. classes: exclusive,
+    the background first.
+
+    Raises:
+        DataError: no shot, or an image and a label that do not fit together.
     """
 
-    image: Tensor
-    label: Tensor
+    images: tuple[Tensor, ...]
+    labels: tuple[Tensor, ...]
     classes: Classes
+
+    def __post_init__(self) -> None:
+        sizes = [(tuple(i.shape[1:]), tuple(k.shape)) for i, k in zip(self.images, self.labels, strict=False)]
+        if not sizes or len(self.images) != len(self.labels) or any(a != b or len(a) != 3 for a, b in sizes):
+            raise DataError(
+                f"support of {len(self.images)} image(s) and {len(self.labels)} label(s) of sizes {sizes}: "
+                "expected at least one, and for each image one label (Z, Y, X) on the same grid"
+            )
 
 
 class Predictor(nn.Module):
@@ -127,6 +146,36 @@ class Predictor(nn.Module):
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, classes.n, Z, Y, X) for images (N, C, Z, Y, X)."""
         raise NotImplementedError
+
+
+class Bound(Predictor):
+    """A few-shot predictor with its support: from then on a predictor like any other.
+
+    Args:
+        predictor: of a method with `needs.support`.
+        support: what it is to find; its classes are those of the predictions.
+    """
+
+    def __init__(self, predictor: Predictor, support: Support) -> None:
+        super().__init__()
+        self.predictor = predictor
+        self.classes = support.classes
+        self.tiling = predictor.tiling
+        for i, (image, label) in enumerate(zip(support.images, support.labels, strict=True)):
+            self.register_buffer(f"image{i}", image, persistent=False)  # so that they move with the weights
+            self.register_buffer(f"label{i}", label, persistent=False)
+        self._shots = len(support.images)
+
+    @property
+    def support(self) -> Support:
+        """The support, on the device of the predictor."""
+        shots = range(self._shots)
+        images = tuple(self.get_buffer(f"image{i}") for i in shots)
+        return Support(images, tuple(self.get_buffer(f"label{i}") for i in shots), self.classes)
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (N, classes.n, Z, Y, X) of x (N, C, Z, Y, X), by `support` where one is given."""
+        return self.predictor(x, support or self.support)  # type: ignore[no-any-return]
 
 
 class Run(Protocol):
