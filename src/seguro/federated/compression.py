@@ -1,8 +1,9 @@
 """Fewer bytes for what a site changed: half precision, or eight bits with error feedback.
 
-A coded message has the names of the model's arrays and no others. What rounding takes away is kept at the site
-and added to its next change, so that it is delayed and not lost (error feedback: Seide et al. 2014, section 3;
-Karimireddy et al. 2019, algorithm 2). Arrays of integers (counters) are small and pass as they are.
+A coded message has the names of the model's arrays and no others. What rounding takes away is kept at the
+site and added to its next change, so that it is delayed and not lost (error feedback: Seide et al. 2014,
+section 3; Karimireddy et al. 2019, algorithm 2). Arrays of integers (counters) are small and pass as they
+are.
 """
 
 from __future__ import annotations
