@@ -14,14 +14,18 @@ from seguro.data.plan import Plan
 from seguro.networks.blocks import pad_to_multiple
 from seguro.networks.classic import ClassicUNet, classic_from_plan
 from seguro.networks.lattice import Lattice, lattice_from_plan
+from seguro.networks.resunet import resunet_from_plan
+from seguro.networks.superres import SuperRes, superres_from_plan
 from seguro.networks.unet import UNet, unet_from_plan
 
 TABLE: dict[str, Callable[..., nn.Module]] = {
     "unet": unet_from_plan,
     "unet-classic": classic_from_plan,
     "lattice": lattice_from_plan,
+    "superres": superres_from_plan,
+    "resunet": resunet_from_plan,
 }
-__all__ = ["TABLE", "ClassicUNet", "Lattice", "UNet", "build"]
+__all__ = ["TABLE", "ClassicUNet", "Lattice", "SuperRes", "UNet", "build"]
 
 
 def build(name: str, *, in_channels: int, classes: int, plan: Plan, **options: Any) -> nn.Module:
