@@ -9,7 +9,8 @@ from scipy import integrate, optimize, stats
 from seguro.core.errors import ConfigError, DataError, RunError
 from seguro.federated import privacy
 from seguro.federated.accountant import ORDERS, Accountant, epsilon_of, log_moment, rounds_within
-from seguro.federated.privacy import PrivacyOptions, clip, generator, l2, perturb, released, summed
+from seguro.federated.aggregate import length
+from seguro.federated.privacy import PrivacyOptions, clip, generator, released, summed
 
 
 def step(seed: int, scale: float) -> dict[str, np.ndarray]:
@@ -26,10 +27,10 @@ def step(seed: int, scale: float) -> dict[str, np.ndarray]:
 def test_a_clipped_change_is_never_longer_than_the_bound(scale, bound):
     for seed in range(5):
         out = clip(step(seed, scale), bound)
-        assert l2(out.arrays) <= bound
+        assert length(out.arrays) <= bound
         assert out.clipped == (out.norm > bound)
         if out.clipped:
-            assert l2(out.arrays) > bound * (1 - 1e-5)  # no shorter than it must be
+            assert length(out.arrays) > bound * (1 - 1e-5)  # no shorter than it must be
 
 
 def test_a_short_change_stays_and_keeps_its_direction():
@@ -46,8 +47,10 @@ def test_counters_do_not_leave():
 
 
 def test_the_norm_is_that_of_all_arrays_together():
-    assert l2({"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}) == 5.0
-    assert l2({"a": np.full(10, 2e38, np.float32)}) == pytest.approx(math.sqrt(10) * 2e38)  # beyond float32
+    assert length({"a": np.array([3.0], np.float32), "b": np.array([[4.0]], np.float32)}) == 5.0
+    assert length({"a": np.full(10, 2e38, np.float32)}) == pytest.approx(
+        math.sqrt(10) * 2e38
+    )  # beyond float32
 
 
 def test_a_change_that_is_not_finite_cannot_be_clipped():
@@ -60,8 +63,6 @@ def test_the_sum_refuses_a_site_that_did_not_clip():
     options = PrivacyOptions(clip=1.0)
     with pytest.raises(RunError, match="change 2 of 2"):
         summed([good, step(1, 1.0)], options)
-    # noise of the site itself lengthens its change
-    summed([perturb(good, options, generator(0, 1))], PrivacyOptions(clip=1.0, place="site"))
 
 
 def test_without_noise_the_release_is_the_mean_of_the_clipped_changes():
@@ -74,16 +75,11 @@ def test_without_noise_the_release_is_the_mean_of_the_clipped_changes():
     assert new["n"] == old["n"] and new["w"].dtype == np.float32
 
 
-@pytest.mark.parametrize("place", ["server", "site"])
-def test_the_noise_has_the_stated_deviation(place):
-    options = PrivacyOptions(clip=0.5, noise=2.0, place=place)
+def test_the_noise_has_the_stated_deviation():
+    options = PrivacyOptions(clip=0.5, noise=2.0)
     zero = {"w": np.zeros((200, 200), np.float32)}
-    changes = [zero] * 4
-    if place == "site":
-        changes = [perturb(zero, options, generator(7, i)) for i in range(4)]
-    new = released(zero, summed(changes, options), options, 4, generator(7, 99))["w"]
-    # 2 * 0.5 / 4 on the server, and twice that where all four sites add it
-    expected = 0.25 if place == "server" else 0.5
+    new = released(zero, summed([zero] * 4, options), options, 4, generator(7, 99))["w"]
+    expected = 0.25  # 2 * 0.5 / 4
     n = new.size
     assert abs(new.std() / expected - 1) < 4 / math.sqrt(2 * n)  # four standard errors
     assert abs(new.mean()) < 4 * expected / math.sqrt(n)

@@ -35,16 +35,6 @@ class Coded:
     """Change minus what decoding gives; the site adds it to its next change."""
 
 
-def change(new: Arrays, old: Arrays) -> dict[str, NDArray[Any]]:
-    """Return new - old by name, each in the dtype of `old`; the names are those of `old`."""
-    return {name: np.asarray(new[name] - old[name], dtype=old[name].dtype) for name in old}
-
-
-def applied(old: Arrays, step: Arrays) -> dict[str, NDArray[Any]]:
-    """Return old + step by name, each in the dtype of `old`: the inverse of `change`."""
-    return {name: np.asarray(old[name] + step[name], dtype=old[name].dtype) for name in old}
-
-
 def encode(step: Arrays, coding: str, residual: Mapping[str, NDArray[Any]] | None = None) -> Coded:
     """Return the change `step` coded, after adding what the last round's coding lost.
 

@@ -13,7 +13,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from pydantic import Field
 
 from seguro.core.errors import ConfigError, RunError
 from seguro.core.types import Record
+from seguro.federated.aggregate import length
 from seguro.federated.message import Arrays
 
 NORM_SLACK = 1e-6
@@ -41,9 +42,6 @@ class PrivacyOptions(Record):
     """Probability with which epsilon may fail; well below one over the number of sites."""
     budget: float | None = Field(None, gt=0)
     """Largest epsilon: the run stops before the round that would exceed it."""
-    place: Literal["server", "site"] = "server"
-    """Who adds the noise. site: each adds all of it to its own change, and the server need not be trusted;
-    the mean is then noisier by the root of the number of sites."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,6 @@ class Clipped:
     clipped: bool
 
 
-def l2(step: Arrays) -> float:
-    """Return the L2 norm over all floating arrays together, summed in float64."""
-    return math.sqrt(sum(float(np.square(v, dtype=np.float64).sum()) for v in step.values() if _moves(v)))
-
-
 def clip(step: Arrays, bound: float) -> Clipped:
     """Return the change scaled down to norm `bound` if it is longer; integer arrays become zero.
 
@@ -68,13 +61,13 @@ def clip(step: Arrays, bound: float) -> Clipped:
     Raises:
         RunError: the change is not finite.
     """
-    norm = l2(step)
+    norm = length(step)
     if not math.isfinite(norm):
         raise RunError(f"a change of norm {norm} cannot be clipped; lower the learning rate")
     factor = min(1.0, bound / norm) if norm > 0 else 1.0
     while True:
         arrays = {k: (v * v.dtype.type(factor)) if _moves(v) else np.zeros_like(v) for k, v in step.items()}
-        if l2(arrays) <= bound:  # rounding in float32 may end above it
+        if length(arrays) <= bound:  # rounding in float32 may end above it
             return Clipped(arrays, norm, norm > bound)
         factor *= _SHRINK
 
@@ -94,15 +87,13 @@ def summed(changes: Sequence[Arrays], options: PrivacyOptions) -> dict[str, NDAr
     """Return the sum of the sites' clipped changes in float64; the place of secure aggregation.
 
     Raises:
-        RunError: a change longer than `clip`: the site did not clip, and nothing would be protected. Not
-            checked where the sites add the noise, which lengthens their changes.
+        RunError: a change longer than `clip`: the site did not clip, and nothing would be protected.
     """
-    if options.place == "server":
-        for place, one in enumerate(changes):
-            if l2(one) > options.clip * (1 + NORM_SLACK):
-                raise RunError(
-                    f"change {place + 1} of {len(changes)} has norm {l2(one):g}, above clip {options.clip:g}"
-                )
+    for place, one in enumerate(changes):
+        if (norm := length(one)) > options.clip * (1 + NORM_SLACK):
+            raise RunError(
+                f"change {place + 1} of {len(changes)} has norm {norm:g}, above clip {options.clip:g}"
+            )
     names = changes[0] if changes else {}
     return {
         name: sum((np.asarray(c[name], np.float64) for c in changes), np.zeros(names[name].shape))
@@ -119,14 +110,14 @@ def released(
     Args:
         old: weights that the round began with; integer arrays stay as they are.
         total: of `summed`, float64.
-        options: clip and noise; the noise is added here only if its place is the server.
+        options: clip and noise.
         expected: number of sites that a round expects, sites times fraction; fixed, since the number that
             answered would itself tell who was there.
         rng: of the noise; `generator` gives one.
     """
     if expected <= 0:
         raise ConfigError(f"{expected} sites expected in a round; there must be some")
-    noisy = perturb(total, options, rng) if options.place == "server" else dict(total)
+    noisy = perturb(total, options, rng)
     out = {}
     for name, value in old.items():
         new = value + noisy[name] / expected if name in noisy else value
