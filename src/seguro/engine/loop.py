@@ -111,7 +111,7 @@ class Loop:
             RunError: too many steps were not finite, or a resume with another world or batch size.
         """
         found = checkpoints.latest(self.checkpoints, say=self.say)
-        start = self._resume(found) if found else 0
+        start = self.resume(found) if found else 0
         if int(self.runtime.from_first(float(start))) != start:
             raise RunError(
                 f"{self.folder}: ranks see different checkpoints; all ranks must share this folder"
@@ -310,7 +310,8 @@ class Loop:
             )
         self.runtime.barrier()
 
-    def _resume(self, found: Checkpoint) -> int:
+    def resume(self, found: Checkpoint) -> int:
+        """Take up the state of a checkpoint and return its update; RunError where the run is another."""
         facts = found.facts
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
