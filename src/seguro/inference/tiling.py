@@ -79,7 +79,8 @@ def with_overlap(tiling: Tiling, overlap: float | None) -> Tiling:
 def slab_axis(tilings: Sequence[Tiling], shape: Three) -> int:
     """Return the axis along which all of `tilings` can be driven together over a volume of `shape` (Z, Y, X).
 
-    The slice axis where there is one; otherwise the axis whose buffer, one window deep, is smallest.
+    The slice axis where there is one; the first where all see the whole volume, since these hand on their
+    planes along it; otherwise the axis whose buffer, one window deep, is smallest.
 
     Raises:
         ConfigError: slices along different axes.
@@ -92,5 +93,7 @@ def slab_axis(tilings: Sequence[Tiling], shape: Three) -> int:
         )
     if fixed:
         return fixed[0]
+    if all(isinstance(t, Whole) for t in tilings):
+        return 0
     depth = [max((t.size[a] for t in tilings if isinstance(t, Windows)), default=1) for a in range(3)]
     return min(range(3), key=lambda a: min(depth[a] / shape[a], 1.0))

@@ -1,8 +1,14 @@
-"""The whole volume in one pass, padded to what the network divides by."""
+"""The whole volume in one pass, padded to what the network divides by.
+
+A network whose last layers work at a higher resolution than the rest may offer them as its tail; where they
+would need much memory they are run a few planes at a time, with the same result (`networks/tail.py`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +19,23 @@ from seguro.core.errors import ConfigError
 from seguro.inference.forward import Autocast, Forward
 from seguro.inference.sliding import Slab, as_tensor, padded
 from seguro.methods.contract import Predictor, Whole
+from seguro.networks.superres import Tail
+from seguro.networks.tail import by_planes, tail_bytes
+
+TAIL_BYTES = 2 << 30
+"""A tail that would hold more than this at once is run by planes."""
+
+
+@runtime_checkable
+class Tailed(Protocol):
+    """A predictor whose forward pass is `tail(trunk(x))` for images whose size is its tiling's multiple."""
+
+    @property
+    def tail(self) -> Tail:
+        """The last layers, from low to high resolution."""
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Return what the tail takes of images (N, C, Z, Y, X)."""
 
 
 def slabs(
@@ -24,22 +47,78 @@ def slabs(
     flips: Sequence[int] = (),
     device: torch.device | str = "cpu",
     autocast: Autocast | None = None,
+    tail_limit: int = TAIL_BYTES,
 ) -> Iterator[Slab]:
-    """Yield one slab: the logits of all of x, padded with its edge to a multiple and cropped again.
+    """Yield the logits of all of x, padded with its edge to a multiple and cropped again: mostly one slab.
+
+    Along axis 0, without gradients and flips, the blocks of a tail run by planes are handed on one by one.
+
+    Args:
+        predictor: called once on (1, C, *padded size).
+        x: (C, Z, Y, X) float32 in the planned grid.
+        tiling: what its size must be a multiple of.
+        axis: canonical axis along which slabs are cut.
+        flips: canonical axes mirrored at test time; the tail is then run whole.
+        device: where the network runs and the slabs lie.
+        autocast: context of the calls.
+        tail_limit: bytes above which a tail is run by planes.
 
     Yields:
-        (0, size along `axis`, logits (classes, Z, Y, X) float32).
+        (start, stop, logits (classes, Z, Y, X) float32, `stop - start` long along `axis`).
+
+    Raises:
+        ConfigError: the predictor does not keep the size of its input.
     """
-    forward = Forward(predictor, device=device, flips=flips, autocast=autocast)
     image = as_tensor(x)
     shape = image.shape[1:]
     size = [-(-n // m) * m for n, m in zip(shape, tiling.multiple, strict=True)]
     image, before = padded(image, size)
-    logits = forward(image[None])[0]
-    if tuple(logits.shape) != (predictor.classes.n, *size):
-        raise ConfigError(
-            f"the predictor returned {tuple(logits.shape)} (classes, z, y, x) expected "
-            f"{(predictor.classes.n, *size)}; a network must keep the size of its input"
-        )
     box = tuple(slice(f, f + n) for f, n in zip(before, shape, strict=True))
+    expected = (predictor.classes.n, *size)
+    if isinstance(predictor, Tailed) and not flips and not torch.is_grad_enabled():
+        blocks = _tailed(predictor, image.to(device), autocast or nullcontext, tail_limit)
+        if axis == 0:
+            yield from _cropped(blocks, expected, before[0], shape[0], box[1:])
+            return
+        logits = torch.cat(list(blocks), dim=1)
+    else:
+        logits = Forward(predictor, device=device, flips=flips, autocast=autocast)(image[None])[0]
+    _check(tuple(logits.shape), expected)
     yield 0, shape[axis], logits[(slice(None), *box)]
+
+
+def _tailed(predictor: Tailed, image: Tensor, autocast: Autocast, limit: int) -> Iterator[Tensor]:
+    """Yield the logits (classes, planes, Y, X) from the first plane to the last."""
+    with autocast():
+        features = predictor.trunk(image[None])
+        large = tail_bytes(predictor.tail, features) > limit
+        blocks = by_planes(predictor.tail, features) if large else iter((predictor.tail(features),))
+    while True:
+        with autocast():  # not kept while the caller works on a block
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block[0].float()
+
+
+def _cropped(
+    blocks: Iterator[Tensor], expected: tuple[int, ...], first: int, n: int, plane: tuple[slice, ...]
+) -> Iterator[Slab]:
+    """Yield blocks of planes without the padding."""
+    at = 0
+    for block in blocks:
+        stop = at + block.shape[1]
+        _check((block.shape[0], max(stop, expected[1]), *block.shape[2:]), expected)
+        a, b = max(at, first), min(stop, first + n)
+        if b > a:
+            yield a - first, b - first, block[(slice(None), slice(a - at, b - at), *plane)]
+        at = stop
+    _check((expected[0], at, *expected[2:]), expected)
+
+
+def _check(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise ConfigError(
+            f"the predictor returned {found} (classes, z, y, x), expected {expected}; a network must keep "
+            "the size of its input"
+        )

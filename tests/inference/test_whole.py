@@ -1,0 +1,101 @@
+"""Whole volumes: exact padding, and a tail by planes that equals the tail at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from seguro.core.errors import ConfigError
+from seguro.core.types import Classes
+from seguro.inference.tiling import planned_slabs, slab_axis
+from seguro.inference.whole import Tailed, slabs
+from seguro.methods.contract import Predictor, Support, Whole, Windows
+from seguro.networks.superres import SuperRes, Tail
+
+CLASSES = Classes(names=("background", "a", "b"), values=((0,), (1,), (2,)))
+ROUNDING = 1e-5
+
+
+class Small(Predictor):
+    """PFSeg's network as predictor, with its tail in the open."""
+
+    def __init__(self, scale: tuple[int, int, int] = (2, 2, 2)) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        pools = ((1, 2, 2), (2, 2, 2), (1, 2, 2), (1, 1, 1))
+        self.network = SuperRes(in_channels=1, classes=3, width=4, scale=scale, pools=pools)
+        self.classes = CLASSES
+        self.tiling = Whole(self.network.multiple)
+        self.whole_tails = 0
+
+    @property
+    def tail(self) -> Tail:
+        self.whole_tails += 1
+        return self.network.segment.tail
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self.network.trunk(x)
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        return self.network(x)
+
+
+def volume(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", [(8, 32, 32), (7, 19, 33), (17, 16, 5)], ids=str)
+@pytest.mark.parametrize("scale", [(2, 2, 2), (1, 2, 2)], ids=str)
+@torch.inference_mode()
+def test_by_planes_equals_at_once(assemble, shape, scale):
+    predictor, x = Small(scale).eval(), volume(shape)
+    once = assemble(slabs(predictor, x, predictor.tiling), 0, shape[0])
+    parts = list(slabs(predictor, x, predictor.tiling, tail_limit=0))
+    assert max(stop - start for start, stop, _ in parts) <= 8
+    assert torch.allclose(assemble(parts, 0, shape[0]), once, rtol=0, atol=ROUNDING)
+    across = assemble(slabs(predictor, x, predictor.tiling, axis=2, tail_limit=0), 2, shape[2])
+    assert torch.allclose(across, once, rtol=0, atol=ROUNDING)
+
+
+def test_with_gradients_the_volume_is_one_differentiable_pass(assemble):
+    predictor, x = Small().eval(), volume((8, 32, 32)).requires_grad_()
+    out = assemble(slabs(predictor, x, predictor.tiling, tail_limit=0), 0, 8)
+    out[1, 0, 0, 0].backward()
+    assert float(x.grad[0, -1, -1, -1].abs()) > 0  # the whole volume is in view
+    assert predictor.whole_tails == 0 or isinstance(predictor, Tailed)
+    with torch.inference_mode():
+        planes = assemble(slabs(predictor, x.detach(), predictor.tiling, tail_limit=0), 0, 8)
+    assert torch.allclose(out.detach(), planes, rtol=0, atol=ROUNDING)
+
+
+@torch.inference_mode()
+def test_autocast_is_on_for_the_network_and_off_for_the_caller(assemble):
+    predictor, x = Small().eval(), volume((8, 32, 32))
+
+    def half():
+        return torch.autocast("cpu", torch.bfloat16)
+
+    once = assemble(planned_slabs(predictor, x, autocast=half), 0, 8)
+    parts = []
+    for part in slabs(predictor, x, predictor.tiling, autocast=half, tail_limit=0):
+        assert not torch.is_autocast_enabled("cpu")
+        parts.append(part)
+    plain = assemble(slabs(predictor, x, predictor.tiling), 0, 8)
+    planes = assemble(parts, 0, 8)
+    assert not torch.allclose(planes, plain, atol=ROUNDING)
+    assert torch.allclose(planes, once, atol=0.25)  # eight bits of mantissa through two norms
+
+
+@pytest.mark.parametrize("by_planes", [False, True])
+@torch.inference_mode()
+def test_a_network_that_changes_the_size_is_refused(by_planes):
+    predictor = Small().eval()
+    predictor.network.segment.tail.head = torch.nn.Conv3d(2, 5, 1)
+    with pytest.raises(ConfigError, match="must keep"):
+        list(slabs(predictor, volume((8, 32, 32)), predictor.tiling, tail_limit=0 if by_planes else 1 << 40))
+
+
+def test_whole_volumes_are_cut_along_the_axis_of_the_planes():
+    assert slab_axis([Whole((4, 4, 4))], (10, 20, 30)) == 0
+    assert slab_axis([Whole((4, 4, 4)), Windows((5, 5, 5))], (10, 20, 30)) == 2
