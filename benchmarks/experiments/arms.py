@@ -1,0 +1,200 @@
+"""Compares ways of learning on the same cases: `python benchmarks/experiments/arms.py NAME`.
+
+Reads NAME/experiment.yaml beside this file, runs check, plan, train, predict and evaluate for every arm
+and seed with the command line of seguro, and writes result.json and figure.svg beside it. What is finished is
+skipped, so a stopped experiment goes on; `--only ARM` runs some arms (several processes may share the work)
+and `--collect` only gathers what is there.
+
+experiment.yaml: `data` (folder under the data root), `check`, `plan` and `train` (options of these commands,
+as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` (name: options of `train` on
+top) and `pairs` (arm: the arm that it is compared with). `set` lists are joined, any other option of an arm
+replaces the common one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from record import HERE, PACKAGES, standalone
+
+from seguro.core.files import read_json, write_json, write_text
+from seguro.core.settings import read_yaml
+from seguro.core.types import ScoreRow
+from seguro.evaluation.scores import read_csv
+from seguro.evaluation.statistics import paired, summarize
+from seguro.report.figures import Dot, strip
+
+METRICS = ("dice", "hd95", "assd")
+
+
+def seguro(*arguments: object) -> None:
+    """Run one command and stop the experiment where it fails."""
+    done = subprocess.run(["seguro", *map(str, arguments)], check=False)
+    if done.returncode:
+        sys.exit(f"stopped: seguro {' '.join(map(str, arguments))}")
+
+
+def options(values: Mapping[str, Any]) -> list[str]:
+    """Return `--name value` arguments; lists repeat the option, true is a bare flag."""
+    out: list[str] = []
+    for name, value in values.items():
+        for one in value if isinstance(value, list) else [value]:
+            out += [f"--{name}"] if one is True else [f"--{name}", str(one)]
+    return out
+
+
+def merged(common: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an arm: its own over the common ones, `set` lists joined."""
+    return {**common, **arm, "set": [*common.get("set", []), *arm.get("set", [])]}
+
+
+def planned(workspace: Path, given: Mapping[str, Any], edit: Mapping[str, Any]) -> None:
+    """Plan, and then change plan.json as a user would with an editor."""
+    path = workspace / "plan" / "plan.json"
+    if not path.exists():
+        seguro("plan", workspace, *options(given))
+    plan = read_json(path)
+    if any(plan[k] != v for k, v in edit.items()):
+        write_json(path, {**plan, **edit})
+
+
+def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, threads: int) -> None:
+    """Train, predict and evaluate one arm with one seed."""
+    run = f"{name}-seed{seed}"
+    chosen = options(merged(plan.get("train", {}), plan["arms"][name]))
+    seguro("train", workspace, *chosen, "--seed", seed, "--name", run, "--threads", threads)
+    folder = workspace / "runs" / run
+    seguro("predict", folder, "--cases", plan["cases"], "--threads", threads)
+    seguro("evaluate", folder / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1)
+
+
+def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
+    """Return one row per case, class and metric: the mean over seeds of what has a value."""
+    groups: dict[tuple[str, str, str], list[ScoreRow]] = defaultdict(list)
+    for rows in runs:
+        for row in rows:
+            groups[row.case, row.cls, row.metric].append(row)
+    out = []
+    for same in groups.values():
+        values = [r.value for r in same if r.value is not None]
+        notes = sorted({r.note for r in same if r.note})
+        out.append(
+            same[0]._replace(value=statistics.fmean(values) if values else None, note=", ".join(notes))
+        )
+    return out
+
+
+def rows_of(plan: Mapping[str, Any], name: str, runs: Sequence[Sequence[ScoreRow]]) -> list[dict[str, Any]]:
+    """Return result rows of one arm: means over cases of the mean over seeds, and the spread of seeds."""
+    each = [{(s.cls, s.metric): s.mean for s in summarize(r) if s.site == "all"} for r in runs]
+    out = []
+    for row in summarize(over_seeds(runs)):
+        if row.site != "all" or row.mean is None:
+            continue
+        means = [m for e in each if (m := e.get((row.cls, row.metric))) is not None]
+        out.append(
+            {
+                "data": plan["data"],
+                "split": plan["cases"],
+                "method": merged(plan.get("train", {}), plan["arms"][name]).get("method", "supervised"),
+                "setting": name,
+                "class": row.cls,
+                "metric": row.metric,
+                "value": row.mean,
+                "low": row.low,
+                "high": row.high,
+                "n": row.n_cases,
+                "patients": row.n_patients,
+                "seeds": list(plan["seeds"])[: len(runs)],
+                "sd_of_seeds": statistics.stdev(means) if len(means) > 1 else None,
+            }
+        )
+    return out
+
+
+def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
+    """Write result.json and figure.svg of every arm whose seeds are all scored."""
+    scores: dict[str, list[list[ScoreRow]]] = {}
+    minutes: dict[str, list[float]] = {}
+    for name in plan["arms"]:
+        runs = [workspace / "runs" / f"{name}-seed{s}" for s in plan["seeds"]]
+        files = [r / "predictions" / plan["cases"] / "scores" / "scores.csv" for r in runs]
+        if all(f.exists() for f in files):
+            scores[name] = [read_csv(f) for f in files]
+            minutes[name] = [read_json(r / "stage.json")["recorded"]["minutes"] for r in runs]
+    if not scores:
+        sys.exit(f"{workspace}: no arm is scored for all of the seeds {plan['seeds']}")
+    missing = [a for a in plan["arms"] if a not in scores]
+    mean = {name: over_seeds(runs) for name, runs in scores.items()}
+    pairs = [(a, b) for a, b in plan.get("pairs", {}).items() if a in mean and b in mean]
+    stage = read_json(workspace / "runs" / f"{next(iter(scores))}-seed{plan['seeds'][0]}" / "stage.json")
+    result = {
+        "command": f"python benchmarks/experiments/arms.py {folder.name}",
+        "seed": list(plan["seeds"]),
+        "versions": {p: version(p) for p in PACKAGES},
+        "machine": stage["recorded"]["machine"],
+        "minutes": minutes,
+        "not_run": missing,
+        "rows": [row for name, runs in scores.items() for row in rows_of(plan, name, runs)],
+        "pairs": [
+            {"setting": a, "against": b, **row._asdict()}
+            for a, b in pairs
+            for row in paired(mean[b], mean[a], intersect=True)
+        ],
+    }
+    write_json(folder / "result.json", result)
+    dots = [(name, dice_of(rows)) for name, rows in mean.items()]
+    write_text(
+        folder / "figure.svg",
+        standalone(str(strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1)))),
+    )
+    print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
+
+
+def dice_of(rows: Sequence[ScoreRow]) -> list[Dot]:
+    """Return the mean Dice over the classes of each case."""
+    cases: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if row.metric == "dice" and row.value is not None:
+            cases[row.case].append(row.value)
+    return [Dot(case, statistics.fmean(values)) for case, values in sorted(cases.items())]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", help="folder with experiment.yaml, beside this file")
+    parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=Path(), help="where the workspace lies")
+    parser.add_argument("--only", action="append", help="these arms; repeatable")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--collect", action="store_true", help="train nothing")
+    given = parser.parse_args()
+    folder = HERE / given.name
+    plan = read_yaml(folder / "experiment.yaml")
+    workspace = given.work / f"{given.name}.seguro"
+    if not given.collect:
+        unknown = sorted(set(given.only or []) - set(plan["arms"]))
+        if unknown:
+            sys.exit(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
+        check = dict(plan.get("check", {}))
+        if "patients" in check:
+            check["patients"] = folder / check["patients"]
+        seguro("check", given.data_root / plan["data"], "--out", workspace, *options(check))
+        planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
+        for seed in plan["seeds"]:
+            for name in given.only or plan["arms"]:
+                perform(plan, workspace, name, seed, given.threads)
+    collect(folder, plan, workspace)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
