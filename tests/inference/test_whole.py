@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import Classes
 from seguro.inference.tiling import planned_slabs, slab_axis
-from seguro.inference.whole import Tailed, slabs
+from seguro.inference.whole import Tailed, refuse_low_resolution, slabs
 from seguro.methods.contract import Predictor, Support, Whole, Windows
 from seguro.networks.superres import SuperRes, Tail
 
@@ -99,3 +101,26 @@ def test_a_network_that_changes_the_size_is_refused(by_planes):
 def test_whole_volumes_are_cut_along_the_axis_of_the_planes():
     assert slab_axis([Whole((4, 4, 4))], (10, 20, 30)) == 0
     assert slab_axis([Whole((4, 4, 4)), Windows((5, 5, 5))], (10, 20, 30)) == 2
+
+
+@pytest.mark.parametrize(
+    ("spacing", "refused"),
+    [
+        ((2.0, 1.0, 1.0), ""),
+        ((2.0, 1.9, 1.0), ""),
+        ((2.0, 1.0, 2.0), "along x"),
+        ((4.0, 2.0, 2.0), "along y"),
+        ((9.0, 1.0, 1.0), ""),
+    ],
+    ids=str,
+)
+def test_an_image_of_low_resolution_is_refused(spacing, refused):
+    one = SimpleNamespace(high=1.0)
+    seen = SimpleNamespace(spacing=(SimpleNamespace(high=2.0), one, one))
+    predictor = Small((1, 2, 2))
+    plan = SimpleNamespace(spacing=(2.0, 1.0, 1.0), unit="mm", fingerprint=seen)
+    if not refused:
+        refuse_low_resolution(predictor, spacing, plan)
+        return
+    with pytest.raises(DataError, match=f"{refused}.*full-resolution image is required"):
+        refuse_low_resolution(predictor, spacing, plan)

@@ -18,6 +18,7 @@ from seguro.inference.forward import Autocast
 from seguro.inference.restore import block_depth, native
 from seguro.inference.sliding import Slab
 from seguro.inference.tiling import planned_slabs, slab_axis, with_overlap
+from seguro.inference.whole import refuse_low_resolution
 
 
 class Ensemble:
@@ -81,6 +82,7 @@ class Ensemble:
         axis = slab_axis(self._tilings, volume.grid.shape)
         planned: dict[str, tuple[NDArray[np.float32], Grid]] = {}
         for model in self.models:
+            refuse_low_resolution(model.predictor, volume.grid.spacing, model.plan)
             if model.plan.preprocessing_hash not in planned:
                 planned[model.plan.preprocessing_hash] = to_planned(volume, model.plan)
         depth = block_depth(self.classes.n, volume.grid.shape, axis)

@@ -15,15 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.types import ThreeF
+from seguro.data.plan import Plan
 from seguro.inference.forward import Autocast, Forward
 from seguro.inference.sliding import Slab, as_tensor, padded
 from seguro.methods.contract import Predictor, Whole
 from seguro.networks.superres import Tail
-from seguro.networks.tail import by_planes, tail_bytes
+from seguro.networks.tail import by_planes, scale_of, tail_bytes
 
 TAIL_BYTES = 2 << 30
 """A tail that would hold more than this at once is run by planes."""
+
+SAME = 0.01
+"""Relative difference of spacings that are taken for equal."""
 
 
 @runtime_checkable
@@ -85,6 +90,34 @@ def slabs(
         logits = Forward(predictor, device=device, flips=flips, autocast=autocast)(image[None])[0]
     _check(tuple(logits.shape), expected)
     yield 0, shape[axis], logits[(slice(None), *box)]
+
+
+def refuse_low_resolution(predictor: Predictor, spacing: ThreeF, plan: Plan) -> None:
+    """Refuse an image that has no more detail than the network's own low resolution.
+
+    Such a network lowers the resolution itself and takes its guidance from the full one.
+
+    Args:
+        predictor: any; only those with a tail are particular.
+        spacing: (z, y, x) of the image, in the plan's unit.
+        plan: of the model.
+
+    Raises:
+        DataError: voxels as large as those of the low resolution, and larger than in any training case.
+    """
+    if not isinstance(predictor, Tailed):
+        return
+    seen = plan.fingerprint.spacing
+    for axis, name in enumerate("zyx"):
+        scale = scale_of(predictor.tail)[axis]
+        low = scale * plan.spacing[axis]
+        if scale > 1 and spacing[axis] >= low * (1 - SAME) and spacing[axis] > seen[axis].high * (1 + SAME):
+            raise DataError(
+                f"the image has {spacing[axis]:.4g} {plan.unit} voxels along {name}, no finer than the "
+                f"model's own low resolution of {low:.4g} (it was trained at {plan.spacing[axis]:.4g}): the "
+                "full-resolution image is required, since guidance is cut from it; give that one, or use a "
+                "model trained on such images"
+            )
 
 
 def _tailed(predictor: Tailed, image: Tensor, autocast: Autocast, limit: int) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seguro.core.types import Three
 from seguro.networks.resolution import product
 from seguro.networks.superres import EPS, SLOPE, ResConv, Stage, Tail, Up
 
@@ -72,13 +73,20 @@ def by_planes(tail: Tail, features: Tensor, *, depth: int = 8) -> Iterator[Tenso
         yield tail.head(y)
 
 
+def scale_of(tail: Tail) -> Three:
+    """Return by how much the tail enlarges each axis."""
+    stages = cast(list[Stage], list(tail.stages))
+    z, y, x = (product(s.up.conv.stride[a] for s in stages) for a in range(3))
+    return z, y, x
+
+
 def tail_bytes(tail: Tail, features: Tensor) -> int:
     """Return about how many bytes the last stage holds at once when it is computed whole; 0 without one."""
     stages = cast(list[Stage], list(tail.stages))
     if not stages:
         return 0
     last = stages[-1]
-    voxels = features[:, 0].numel() * product(f for s in stages for f in s.up.conv.stride)
+    voxels = features[:, 0].numel() * product(scale_of(tail))
     # the enlarged map, and of the block the first convolution, its normalized copy, and the second
     return voxels * 4 * (last.up.conv.out_channels + 3 * last.block.first.out_channels)
 
