@@ -13,6 +13,7 @@ TABLE: dict[str, str] = {
     "supervised": "seguro.methods.supervised.method:Supervised",
     "rog": "seguro.methods.rog.method:Rog",
     "roam": "seguro.methods.roam.method:Roam",
+    "pfseg": "seguro.methods.pfseg.method:Pfseg",
     "mean-teacher": "seguro.methods.semi.mean_teacher:MeanTeacher",
     "cps": "seguro.methods.semi.cps:CPS",
     "unimatch": "seguro.methods.semi.unimatch:UniMatch",

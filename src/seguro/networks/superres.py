@@ -29,6 +29,8 @@ from seguro.networks.resolution import lowered, product, unshuffled
 
 HALVES: tuple[Three, ...] = ((2, 2, 2),) * 4
 """The published pools, between five levels of 1, 1, 2, 4 and 8 times the width."""
+LOSS_MAPS = 12
+"""Single-channel maps at high resolution that the losses keep per decoder."""
 SLOPE = 0.01
 EPS = 1e-5
 
@@ -343,3 +345,18 @@ def superres_from_plan(*, in_channels: int, classes: int, plan: Plan, **options:
     if plan.dims != 3:
         raise ConfigError("network superres works on volumes: plan with --dims 3")
     return SuperRes(in_channels=in_channels, classes=classes, **options)  # type: ignore[arg-type]
+
+
+def training_bytes(size: Sequence[int], batch: int, network: SuperRes, *, decoders: int = 2) -> int:
+    """Return a prediction of the peak bytes of one training step on volumes of `size` (Z, Y, X).
+
+    Counted are the float32 maps that backward needs: per ResConv its input, six of its own and the sum, and
+    one map of gradients; guidance is small beside them.
+    """
+    voxels, shape = float(batch * product(size)), network.shape
+    maps = decoders * (shape.width + 8 * shape.tail_width + LOSS_MAPS)
+    at = product(network.scale)
+    for level, width in enumerate(shape.widths):
+        maps += (8 + (11 * decoders if level < len(network.pools) else 0)) * width / at
+        at *= product(network.pools[level]) if level < len(network.pools) else 1
+    return int(4 * voxels * maps)

@@ -1,0 +1,1 @@
+"""PFSeg: whole volumes at once, guided by super-resolution, no patches."""

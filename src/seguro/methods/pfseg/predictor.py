@@ -1,0 +1,78 @@
+"""What PFSeg deploys: encoder, guidance and segmenting decoder on a whole volume; nothing that restores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seguro.core.types import Classes
+from seguro.methods.contract import Predictor, Support, Whole
+from seguro.methods.pfseg.config import PfsegConfig
+from seguro.methods.pfseg.guidance import most_varied, scattered
+from seguro.networks.blocks import pad_to_multiple
+from seguro.networks.superres import SuperRes, Tail
+
+TINY = 1e-6
+"""Smallest range of an image that is scaled up."""
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return x (N, C, Z, Y, X) with each channel of each sample from 0 to 1."""
+    dims = (2, 3, 4)
+    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    return (x - low) / (high - low).clamp(min=TINY)
+
+
+def corners_of(
+    x: Tensor, network: SuperRes, config: PfsegConfig, places: Tensor | None = None
+) -> Tensor | None:
+    """Return the corners (N, K, 3) of the crops that guide x (N, C, Z, Y, X), of a size that is a multiple.
+
+    Args:
+        x: the volumes.
+        network: knows the crops' size.
+        config: the rule.
+        places: (N, K, 3) in [0, 1), where the rule is random; None for the same ones every time.
+
+    Returns:
+        None where the network takes the central crop, or has no guidance.
+    """
+    if config.guidance in ("none", "central"):
+        return None
+    crop = network.crop_size(x.shape[2:])
+    if config.guidance == "variance":
+        return most_varied(x, crop, config.crops)
+    if places is None:
+        drawn = torch.rand((1, config.crops, 3), generator=torch.Generator().manual_seed(0))
+        places = drawn.expand(len(x), -1, -1).to(x.device)
+    return scattered(places, x.shape[2:], crop)
+
+
+class WholePredictor(Predictor):
+    """One pass over the whole volume.
+
+    `trunk` holds what must see everything at once, `tail` (from low to high resolution) may be computed in
+    parts: `forward(x)` is `tail(trunk(x))` for sizes that are a multiple of `tiling.multiple`.
+    """
+
+    def __init__(self, network: SuperRes, classes: Classes, config: PfsegConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.classes = classes
+        self.config = config
+        self.tiling = Whole(network.multiple)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Return the features (N, width, *low) of x (N, C, *high), `high` a multiple."""
+        x = unit(x)
+        return self.network.trunk(x, corners_of(x, self.network, self.config))
+
+    @property
+    def tail(self) -> Tail:
+        """The last layers, from low to high resolution."""
+        return self.network.segment.tail
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (N, n, Z, Y, X) of x (N, C, Z, Y, X), any size."""
+        padded, undo = pad_to_multiple(x, self.network.multiple)
+        return self.tail(self.trunk(padded))[undo]  # type: ignore[no-any-return]
