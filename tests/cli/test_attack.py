@@ -178,6 +178,8 @@ def test_the_report_shows_the_curves(run, capsys):
         (("--threshold", "2"), "threshold"),
         (("--center", "left"), "expected foreground, middle"),
         (("--device", "bogus"), "--device bogus: not a device"),
+        (("--whole-volume", "--memory", "0.001"), "0.001 GiB are free"),
+        (("--memory", "4"), "no effect without --whole-volume"),
         (("--corruptions", "--iters", "3"), "--iters has no effect"),
     ],
 )

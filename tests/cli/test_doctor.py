@@ -90,13 +90,15 @@ def test_a_folder_that_takes_no_file_is_said_not_raised(
 
 @pytest.mark.parametrize("text", ["", "MemTotal: x kB", "MemTotal: 16 kB\n", "no colon"])
 def test_unreadable_memory_facts_are_none(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "meminfo"
+    path = tmp_path / "proc" / "meminfo"
+    path.parent.mkdir()
     path.write_text(text)
-    assert doctor.memory_gib(path) is None
+    assert doctor.memory_gib(tmp_path) is None
 
 
 def test_memory_is_in_gib(tmp_path: Path) -> None:
-    path = tmp_path / "meminfo"
+    path = tmp_path / "proc" / "meminfo"
+    path.parent.mkdir()
     path.write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
-    assert doctor.memory_gib(path) == {"total": 16.0, "available": 8.0}
+    assert doctor.memory_gib(tmp_path) == {"total": 16.0, "available": 8.0}
     assert doctor.memory_gib(tmp_path / "none") is None

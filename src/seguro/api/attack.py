@@ -82,7 +82,7 @@ def attack(
         "-volume" if options.whole_volume else ""
     )
     folder = (run_of(run) or model.folder) / "attacks" / named(name or default)
-    config = {k: v for k, v in asdict(options).items() if k != "device"}
+    config = {k: v for k, v in asdict(options).items() if k not in ("device", "memory_gib")}
     reads = {"model": model.sha256, **{f"case/{c.id}": c.hash for c in cases}}
     stage = Stage(folder, "attack", reads=reads, config=config, schema=SCHEMA)
     if stage.done():

@@ -14,6 +14,7 @@ import numpy as np
 from seguro.api.attack_options import AttackOptions, spread
 from seguro.attacks import ensemble, guards
 from seguro.attacks.ensemble import BLACK_BOX, NOISE, Effort
+from seguro.attacks.memory import free_bytes, measured, refuse_too_large
 from seguro.attacks.record import CaseRecord, one, plain, save_view
 from seguro.attacks.saved import save_volumes
 from seguro.attacks.subject import Subject, patch_subject, volume_subject
@@ -21,6 +22,7 @@ from seguro.attacks.threat import UNITS, Epsilon, threat_of
 from seguro.attacks.victim import Attack, Best, Victim
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json, write_bytes, write_json
+from seguro.core.memory import GIB
 from seguro.core.types import Case, Grid, Manifest
 from seguro.data.manifest import read_case, read_case_label
 from seguro.data.preprocess import label_to_planned, native_scale, to_planned
@@ -197,6 +199,8 @@ class AttackJob:
     def write(self) -> dict[str, Any]:
         """Attack every case at every strength, write all files but stage.json, and return the summary."""
         o = self.options
+        if o.whole_volume:
+            self._refuse_too_large()
         clean = {c.id: self.record(c, self.epsilons[0]) for c in self.cases}
         bar = self._bar(clean.values())
         done: dict[str, list[CaseRecord]] = {}
@@ -215,6 +219,14 @@ class AttackJob:
         write_json(self.folder / "summary.json", summary)
         self._examples(done)
         return summary
+
+    def _refuse_too_large(self) -> None:
+        """Refuse whole volumes that would not fit, before any is attacked."""
+        o, model = self.options, self.model
+        n = len(self.suite(self.effort, BAR)) + 1  # and the noise control
+        need = measured(model.predictor, len(model.plan.channels), attacks=n, device=o.device)
+        free = free_bytes(o.device) if o.memory_gib is None else round(o.memory_gib * GIB)
+        refuse_too_large(self.cases, model.plan, need, free, device=o.device)
 
     def _rows(self, case: Case, records: Sequence[CaseRecord]) -> list[RobustRow]:
         """Return the rows of a case; its worst case never rises with the strength, balls being nested."""

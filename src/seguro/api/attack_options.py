@@ -42,6 +42,8 @@ class AttackOptions:
     """Cases on which convergence and the unbounded attack are checked."""
     seed: int = 0
     device: str = "cpu"
+    memory_gib: float | None = None
+    """Memory that whole volumes may take; None: what is free. Changes no result."""
 
     def __post_init__(self) -> None:
         """Refuse what would have no sense."""
@@ -55,6 +57,11 @@ class AttackOptions:
             raise ConfigError(f"check {self.check}: a number of cases, 0 for none")
         if min(self.steps, self.restarts, self.queries, self.limit or 1) < 1:
             raise ConfigError("iterations, restarts, queries and limit must be at least 1")
+        if self.memory_gib is not None and not (self.whole_volume and self.memory_gib > 0):
+            raise ConfigError(
+                f"--memory {self.memory_gib:g}: GiB above 0 that whole volumes may take; it has no effect "
+                "without --whole-volume"
+            )
         if self.save and not self.whole_volume:
             raise ConfigError("--save writes whole volumes: add --whole-volume")
         if self.threshold is not None and not 0 < self.threshold <= 1:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 OF_ATTACKS = (
-    "suite", "eps", "iters", "restarts", "queries", "whole_volume", "center", "box", "threshold", "save",
-    "check",
+    "suite", "eps", "iters", "restarts", "queries", "whole_volume", "memory", "center", "box", "threshold",
+    "save", "check",
 )  # fmt: skip
 """Options that natural corruptions have not."""
 
@@ -48,6 +48,10 @@ def attack(
     whole_volume: Annotated[
         bool, typer.Option("--whole-volume", help="Through the blended windows, instead of one patch a case.")
     ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="GiB that --whole-volume may take; refused beyond. What is free, if not given."),
+    ] = None,
     center: Annotated[
         str, typer.Option(help="Of the patch: foreground (as published; uses the truth) or middle.")
     ] = "foreground",
@@ -84,7 +88,7 @@ def attack(
     options = AttackOptions(
         suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
         whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
-        cases=cases, limit=limit, check=check, save=save, seed=seed,
+        cases=cases, limit=limit, check=check, save=save, seed=seed, memory_gib=memory,
     )  # fmt: skip
     if corruptions:
         _takes_corruptions(given)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seguro.cli.terminal import AsJson, console, finish
+from seguro.core.memory import GIB, main_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,6 @@ EXTRAS = {
 }
 """Extra -> the packages it brings, as in pyproject.toml (a test compares them)."""
 CORE = ("torch", "numpy", "scipy", "nibabel", "pillow", "safetensors", "pydantic", "typer", "rich")
-GIB = 1 << 30
 UPDATE_GFLOP = 1060.0
 """One update of a 3-D U-Net of width 32 on two 64 x 64 x 64 patches: 708 GFLOP of convolutions, and half as
 much again for normalization, activations and data, in units of the time that convolutions take."""
@@ -83,16 +83,10 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def memory_gib(meminfo: Path = Path("/proc/meminfo")) -> dict[str, float] | None:
+def memory_gib(root: Path = Path("/")) -> dict[str, float] | None:
     """Return total and available memory in GiB, or None where the system does not say."""
-    try:
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        return {
-            "total": round(int(rows["MemTotal"].split()[0]) / (1 << 20), 1),
-            "available": round(int(rows["MemAvailable"].split()[0]) / (1 << 20), 1),
-        }
-    except (OSError, KeyError, ValueError, IndexError):
-        return None
+    found = main_memory(root)
+    return {k: round(v / GIB, 1) for k, v in found._asdict().items()} if found else None
 
 
 def probe_folder(folder: Path) -> dict[str, Any]:
