@@ -188,6 +188,72 @@ def test_a_class_nobody_looked_for_counts_as_background(name: str) -> None:
     torch.testing.assert_close(value(name, swapped, unknown), value(name, logits, unknown))
 
 
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_an_unknown_class_is_as_if_the_task_had_not_got_it(name: str) -> None:
+    """Four classes of which one was not looked for are the three others, in value and gradient."""
+    four = Classes(names=("background", "a", "b", "c"), values=((0,), (1,), (2,), (3,)))
+    generator = torch.Generator().manual_seed(4)
+    logits = 3 * torch.randn(2, 4, 3, 4, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 3, (2, 3, 4), generator=generator).to(torch.uint8)
+    partial = Truth(label, torch.tensor([[1.0, 1.0, 0.0]] * 2), four)
+    joint = torch.logsumexp(logits[:, [0, 3]], 1, keepdim=True)
+    three = torch.cat([joint, logits[:, 1:3]], 1).requires_grad_(True)
+    whole = logits.clone().requires_grad_(True)
+    got = value(name, whole, partial, 0.4)
+    expected = OBJECTIVES[name](three, Truth(label, torch.ones(2, 2), THREE), 0.4)
+    torch.testing.assert_close(got, expected)
+    (ours,) = torch.autograd.grad(got.sum(), whole)
+    (theirs,) = torch.autograd.grad(expected.sum(), three)
+    torch.testing.assert_close(ours[:, 1:3], theirs[:, 1:])
+    torch.testing.assert_close(ours[:, 0] + ours[:, 3], theirs[:, 0])
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_voxels_labelled_as_a_class_nobody_looked_for_are_background(name: str) -> None:
+    logits, of = sample(THREE, (3, 4))
+    assert bool((of.label == 2).any())
+    annotated = torch.tensor([[1.0, 0.0]] * 2)
+    got, plain = (
+        value(name, logits, Truth(label, annotated, THREE), 0.4)
+        for label in (of.label, torch.where(of.label == 2, 0, of.label))
+    )
+    torch.testing.assert_close(got, plain, rtol=0, atol=0)
+    assert float(got.abs().max()) < 100  # and no score that stands for "absent" is in it
+
+
+def test_dlr_of_two_known_classes_is_the_margin_and_can_be_climbed() -> None:
+    """A third class that nobody looked for gives no scale: its score would drown the gradient."""
+    logits, of = sample(THREE, (3, 4), n=3)
+    label = torch.where(of.label == 2, 0, of.label)
+    mixed = Truth(label, torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]), THREE)
+    logits.requires_grad_(True)
+    dlr, margin = value("dlr", logits, mixed), value("margin", logits, mixed)
+    torch.testing.assert_close(dlr[[0, 2]], margin[[0, 2]])
+    every = Truth(label, torch.ones(3, 2), THREE)
+    torch.testing.assert_close(dlr[1], OBJECTIVES["dlr"](logits, every, 0)[1])
+    (gradient,) = torch.autograd.grad(dlr.sum(), logits)
+    assert bool(torch.isfinite(gradient).all())
+    assert bool((gradient.abs().flatten(1).amax(1) > 1e-3).all())
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_scores_as_low_as_they_get_do_not_bring_an_unknown_class_back(name: str) -> None:
+    """The voxel is right by one, whatever is added to all logits."""
+    logits = torch.tensor([[[[1.0]], [[0.0]], [[-50.0]]]], dtype=torch.float64)
+    of = Truth(torch.zeros(1, 1, 1, dtype=torch.uint8), torch.tensor([[1.0, 0.0]]), THREE)
+    torch.testing.assert_close(value(name, logits - 1e5, of), value(name, logits, of))
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_where_nothing_was_looked_for_nothing_is_to_be_gained(name: str) -> None:
+    logits, of = sample(THREE, (3, 4))
+    logits.requires_grad_(True)
+    got = value(name, logits, Truth(of.label, torch.zeros(2, 2), THREE))
+    (gradient,) = torch.autograd.grad(got.sum(), logits)
+    assert float(got.detach().abs().max()) < EXACT
+    assert float(gradient.abs().max()) < EXACT
+
+
 @pytest.mark.parametrize("classes", [TWO, THREE, REGIONS], ids=["two", "three", "regions"])
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_values_are_per_sample(name: str, classes: Classes) -> None:

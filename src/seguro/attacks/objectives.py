@@ -1,7 +1,8 @@
 """What steers an attack: values to maximize, one per sample, of logits and truth.
 
 All take (logits (N, n, *size), truth, progress of the attack in [0, 1]) and return (N,). Logits come with the
-classes that are not annotated already merged into the background (`Truth.merged`). Ignored voxels and regions
+classes that are not annotated already merged into the background (`Truth.merged`), as the truth has them; no
+objective takes them for an answer. Ignored voxels and regions
 that were not looked for do not count. Exclusive tasks have one decision per voxel, tasks of regions one per
 voxel and region; `_mean` averages over decisions. What is reported is hard Dice, whatever steers.
 """
@@ -45,11 +46,16 @@ def _log_true(logits: Tensor, truth: Truth) -> Tensor:
 
 
 def _advantage(logits: Tensor, truth: Truth) -> Tensor:
-    """Return (N, decisions, *size) by how much the strongest wrong answer exceeds the true one, in logits."""
+    """Return (N, decisions, *size) by how much the strongest wrong answer exceeds the true one, in logits.
+
+    Zero where nothing but the background was looked for, so that no answer is wrong.
+    """
     if truth.classes.regions:
         return torch.where(truth.hot > 0, -logits, logits)
     true = (truth.hot * logits).sum(1, keepdim=True)
-    return logits.masked_fill(truth.hot > 0, -torch.inf).amax(1, keepdim=True) - true
+    unknown = (truth.known == 0).reshape(*truth.known.shape, *[1] * (logits.ndim - 2))
+    wrong = logits.masked_fill((truth.hot > 0) | unknown, -torch.inf).amax(1, keepdim=True)
+    return torch.where(wrong == -torch.inf, 0.0, wrong - true)
 
 
 def _correct(logits: Tensor, truth: Truth) -> Tensor:
@@ -93,7 +99,8 @@ def balanced_masked_cross_entropy(logits: Tensor, truth: Truth, progress: float)
 def logit_ratio(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     """Difference of logits ratio: the advantage over the gap of first to third (Croce & Hein 2020, eq. 6).
 
-    Does not change when logits are shifted or scaled.
+    Does not change when logits are shifted or scaled. It needs three classes: samples of which fewer were
+    looked for, the background included, are steered by `margin` instead.
 
     Raises:
         ConfigError: regions, or fewer than three classes.
@@ -105,7 +112,8 @@ def logit_ratio(logits: Tensor, truth: Truth, progress: float) -> Tensor:
         )
     top = logits.topk(3, dim=1).values
     gap = top[:, :1] - top[:, 2:]
-    return _mean(_advantage(logits, truth) / (gap + 1e-12), logits, truth)
+    ratio = _mean(_advantage(logits, truth) / (gap + 1e-12), logits, truth)
+    return torch.where(truth.known.sum(1) >= 3, ratio, margin(logits, truth, progress))
 
 
 def margin(logits: Tensor, truth: Truth, progress: float) -> Tensor:

@@ -17,8 +17,8 @@ from seguro.core.seeds import derive
 from seguro.core.types import IGNORE, Classes
 from seguro.losses import annotated_mask, one_hot
 
-ABSENT = -1e4
-"""Logit of a class that is not annotated, once its probability went to the background."""
+ABSENT = 1e4
+"""How far below all others a class that is not annotated lies, once its probability went to the background."""
 ZERO_GRADIENT = 0.2
 """Share of a sample's gradients that may be exactly zero before the result is flagged."""
 
@@ -38,8 +38,16 @@ class Truth:
 
     @cached_property
     def hot(self) -> Tensor:
-        """(N, n, *size) float targets, zero throughout at ignored voxels."""
-        return one_hot(self.label, self.classes)
+        """(N, n, *size) float targets, zero throughout at ignored voxels.
+
+        What a label says of an exclusive class that is not annotated counts as background, as `merged` does.
+        """
+        hot = one_hot(self.label, self.classes)
+        if self.classes.regions or bool((self.known == 1).all()):
+            return hot
+        known = self.known.reshape(*self.known.shape, *[1] * (hot.ndim - 2))
+        unknown = (hot * (1 - known)).sum(1, keepdim=True)
+        return torch.cat([hot[:, :1] + unknown, (hot * known)[:, 1:]], dim=1)
 
     @cached_property
     def valid(self) -> Tensor:
@@ -59,7 +67,8 @@ class Truth:
         background = torch.zeros_like(unknown)
         background[:, 0] = True
         joint = logits.masked_fill(~(unknown | background), -torch.inf).logsumexp(1, keepdim=True)
-        return torch.cat([joint, logits[:, 1:].masked_fill(unknown[:, 1:], ABSENT)], dim=1)
+        absent = logits.detach().masked_fill(unknown, torch.inf).amin(1, keepdim=True) - ABSENT
+        return torch.cat([joint, torch.where(unknown[:, 1:], absent, logits[:, 1:])], dim=1)
 
     def select(self, index: Tensor) -> Truth:
         """Return the truth of the samples in `index`."""
