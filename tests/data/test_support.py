@@ -63,6 +63,22 @@ def test_annotations_of_one_image_are_joined_the_later_over_the_earlier(tmp_path
     assert len(list((tmp_path / "support" / "images").iterdir())) == 1
 
 
+def test_in_memory_it_is_the_same(tmp_path):
+    shots = [shot(), shot(1), shot(annotated=(2,))]
+    parent, bank = None, None
+    for one in shots:
+        parent, before, bank = (
+            support.add(tmp_path, one, CLASSES, parent=parent),
+            bank,
+            support.extended(bank, one, CLASSES),
+        )
+    stored = support.load(tmp_path, parent)
+    assert (bank.hash, bank.chain, bank.parent) == (stored.hash, stored.chain, before.hash)
+    for a, b in zip(bank.shots, stored.shots, strict=True):
+        np.testing.assert_array_equal(a.label, b.label)
+        np.testing.assert_array_equal(a.image, b.image)
+
+
 def test_other_classes_do_not_join_a_chain(tmp_path):
     first = support.add(tmp_path, shot(), CLASSES)
     other = CLASSES.model_copy(update={"names": ("background", "other")})

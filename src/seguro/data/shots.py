@@ -157,9 +157,9 @@ def _refuse_unusable(label: NDArray[np.integer], path: Path) -> None:
     values, counts = np.unique(label, return_counts=True)
     if int(values[0]) < 0 or len(values) > MAX_VALUES:
         raise DataError(
-            f"{path}: the support mask holds {len(values)} values from {values[0]} to {values[-1]}, like "
-            f"an image; expected 0 and at most {MAX_VALUES - 1} class values: were --support and --support-label "
-            "swapped?"
+            f"{path}: the support mask has {len(values)} values, {values[0]} to {values[-1]}, like "
+            f"an image; expected 0 and at most {MAX_VALUES - 1} class values: were --support and "
+            "--support-label swapped?"
         )
     if not (values > 0).any():
         raise DataError(f"{path}: the support mask is empty; expected at least one voxel of a class above 0")

@@ -93,22 +93,8 @@ def add(root: Path, shot: Shot, classes: Classes, *, parent: str | None = None) 
         DataError: no such parent, or a damaged one.
     """
     if parent is not None:
-        before = _entry(root, parent)
-        if before.classes != classes:
-            raise ConfigError(
-                f"support {parent[:12]} annotates {', '.join(before.classes.foreground)}, the new example "
-                f"{', '.join(classes.foreground)}; begin another support with --support"
-            )
-    entry = Entry(
-        parent=parent,
-        image=_digest(shot.image),
-        label=_digest(shot.label),
-        classes=classes,
-        shape=shot.grid.shape,
-        affine=tuple(tuple(float(v) for v in row) for row in shot.grid.affine),
-        unit=shot.grid.unit,
-        sources=shot.sources,
-    )
+        _refuse_other(_entry(root, parent).classes, classes, parent)
+    entry = _entry_of(shot, classes, parent)
     folder = root / FOLDER / entry.hash
     if not (folder / "support.json").exists():
         image = _image_path(root, entry)
@@ -132,19 +118,66 @@ def load(root: Path, name: str) -> Bank:
         chain.append((at, entry))
         at = entry.parent
     chain.reverse()
-    merged: dict[str, Shot] = {}
+    images: dict[str, NDArray[np.float32]] = {}
+    shots: tuple[Shot, ...] = ()
     for key, entry in chain:
+        if entry.image not in images:
+            images[entry.image] = _load(_image_path(root, entry), entry.image)
         label = _load(root / FOLDER / key / "label.npy", entry.label)
-        if entry.image in merged:
-            before = merged[entry.image]
-            joined = np.where(label == IGNORE, before.label, label).astype(np.uint8)
-            sources = (*before.sources, *(s for s in entry.sources if s not in before.sources))
-            merged[entry.image] = replace(before, label=joined, sources=sources)
-        else:
-            grid = Grid(entry.shape, np.array(entry.affine), entry.unit)
-            image = _load(_image_path(root, entry), entry.image)
-            merged[entry.image] = Shot(image, label, grid, entry.sources)
-    return Bank(name, chain[-1][1].classes, tuple(merged.values()), tuple(k for k, _ in chain))
+        grid = Grid(entry.shape, np.array(entry.affine), entry.unit)
+        shots = _joined(shots, Shot(images[entry.image], label, grid, entry.sources))
+    return Bank(name, chain[-1][1].classes, shots, tuple(k for k, _ in chain))
+
+
+def extended(bank: Bank | None, shot: Shot, classes: Classes) -> Bank:
+    """Return a bank with one more example, in memory; named as `add` would name it.
+
+    The bank before is unchanged: to undo is to go on with it.
+
+    Raises:
+        ConfigError: other classes than the bank's.
+    """
+    if bank is not None:
+        _refuse_other(bank.classes, classes, bank.hash)
+    before = bank or Bank("", classes, (), ())
+    key = _entry_of(shot, classes, bank.hash if bank else None).hash
+    return Bank(key, classes, _joined(before.shots, shot), (*before.chain, key))
+
+
+def same_image(a: Shot, b: Shot) -> bool:
+    """Return whether two examples are of one image."""
+    return a.image is b.image or (a.image.shape == b.image.shape and bool((a.image == b.image).all()))
+
+
+def _joined(shots: tuple[Shot, ...], shot: Shot) -> tuple[Shot, ...]:
+    """Return the examples and one more; on an image that is there the later annotation wins."""
+    for i, before in enumerate(shots):
+        if same_image(before, shot):
+            label = np.where(shot.label == IGNORE, before.label, shot.label).astype(np.uint8)
+            sources = (*before.sources, *(s for s in shot.sources if s not in before.sources))
+            return (*shots[:i], replace(before, label=label, sources=sources), *shots[i + 1 :])
+    return (*shots, shot)
+
+
+def _refuse_other(ours: Classes, theirs: Classes, name: str) -> None:
+    if ours != theirs:
+        raise ConfigError(
+            f"support {name[:12]} annotates {', '.join(ours.foreground)}, the new example "
+            f"{', '.join(theirs.foreground)}; begin another support with --support"
+        )
+
+
+def _entry_of(shot: Shot, classes: Classes, parent: str | None) -> Entry:
+    return Entry(
+        parent=parent,
+        image=_digest(shot.image),
+        label=_digest(shot.label),
+        classes=classes,
+        shape=shot.grid.shape,
+        affine=tuple(tuple(float(v) for v in row) for row in shot.grid.affine),
+        unit=shot.grid.unit,
+        sources=shot.sources,
+    )
 
 
 def find(root: Path, prefix: str) -> str:

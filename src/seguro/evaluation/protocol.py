@@ -146,8 +146,8 @@ def copied(support: Mask) -> Segment:
     """
 
     def segment(slices: Sequence[int], given: Sequence[int]) -> Mask:
-        share = np.linspace(0, len(given) - 1, len(slices)).round().astype(int) if slices else []
-        return np.stack([support[given[i]] for i in share])
+        share = np.linspace(0, len(given) - 1, len(slices)).round().astype(int)
+        return support[[given[int(i)] for i in share]]
 
     return segment
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import sha256_file
 from seguro.core.types import Case, Manifest, ThreeF, Volume, Warnings
 from seguro.data.formats import SUFFIXES, read_image, split_name
 from seguro.data.manifest import paths as case_paths
@@ -152,3 +153,19 @@ def from_manifest(manifest: Manifest, cases: Iterable[Case]) -> list[Item]:
         options = {"repair": manifest.repair, "spacing": case.spacing, "unit": case.unit}
         out.append(Item(case.id, files, partial(read_case, case, manifest), options, source))
     return out
+
+
+def readable(item: Item) -> bool:
+    """Return whether the files of a case could be read: one that is out of reach may come back unchanged."""
+    try:
+        for path in item.files:
+            sha256_file(path)
+    except OSError:
+        return False
+    return True
+
+
+def refuse_unsafe(case: str) -> None:
+    """Refuse a case id that would name a file outside the output folder, or a hidden one."""
+    if not case or case.startswith(".") or any(c in case for c in "/\\\0"):
+        raise DataError(f"case id {case!r} cannot name a file; rename the input")

@@ -14,6 +14,8 @@ from seguro.inference.record import Predicted
 FILE = "predictions.json"
 PROBABILITIES = "probabilities"
 """Folder of the probabilities, if they were asked for."""
+DOUBT = "doubt"
+"""Folder of the doubt maps, if they were asked for."""
 
 
 def sources(items: Sequence[Item]) -> list[str]:
@@ -31,7 +33,21 @@ def entry(case: Predicted) -> dict[str, Any]:
         "flags": list(case.flags),
         "seconds": case.seconds,
         "notes": list(case.notes),
+        **({} if case.cycle is None else {"cycle_dice": dict(case.cycle)}),
     }
+
+
+def refuse_inside(inputs: Any, items: Sequence[Item], out: Path) -> None:
+    """Refuse an output folder that is, or lies in, a folder of inputs."""
+    target = out.resolve()
+    given = [inputs] if isinstance(inputs, Path) else [p for p in inputs if isinstance(p, Path)]
+    folders = {p.resolve() for p in given if p.is_dir()}
+    if any(target.is_relative_to(f) for f in folders) or any(
+        target == f.parent.resolve() for i in items for f in i.files
+    ):
+        raise ConfigError(
+            f"{out} is or lies in a folder of input images, which is never written to; choose another --out"
+        )
 
 
 def refuse_other(out: Path, *, models: Sequence[str], inputs: Sequence[str]) -> None:

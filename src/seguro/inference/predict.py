@@ -12,18 +12,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seguro.core.errors import ConfigError, DataError, RunError
+from seguro.core.errors import DataError, RunError
 from seguro.core.files import sha256_file, sha256_json, write_json, write_text
 from seguro.core.stage import Stage, locked
 from seguro.core.types import Classes, ThreeF, Volume, Warnings
 from seguro.data.formats import write_label, write_scores
+from seguro.data.support import Bank
 from seguro.engine.model import load_model
 from seguro.engine.runtime import Precision, Runtime
 from seguro.inference import listing, novelty
+from seguro.inference.annotated import Annotated
+from seguro.inference.components import largest_components
 from seguro.inference.decision import file_values, voxels
+from seguro.inference.doubt import Doubt
 from seguro.inference.ensemble import Ensemble, along, empty_label
-from seguro.inference.inputs import Item, Repair, from_paths
-from seguro.inference.record import Predicted, load, plain, volumes_csv
+from seguro.inference.fewshot import bind, quality_flags, refuse_unsupported, snapped
+from seguro.inference.inputs import Item, Repair, from_paths, readable, refuse_unsafe
+from seguro.inference.record import Predicted, doubt_csv, load, plain, quality_csv, volumes_csv
 from seguro.inference.tiling import planned_slabs
 
 __all__ = ["CaseProgress", "Predicted", "PredictionReport", "planned_slabs", "predict"]
@@ -81,6 +86,10 @@ def predict(
     threads: int | None = None,
     spacing: ThreeF | None = None,
     repair: Repair | None = None,
+    support: Bank | None = None,
+    snap: float = 0.0,
+    largest: bool = False,
+    doubt: bool = False,
     progress: Callable[[CaseProgress], None] | None = None,
     warnings: Warnings | None = None,
 ) -> PredictionReport:
@@ -103,6 +112,10 @@ def predict(
         threads: CPU threads of torch; its own default when not given.
         spacing: (z, y, x) for files that state none.
         repair: "nan=min" replaces NaN and infinite voxels of files; items are repaired as checked.
+        support: annotated examples, for methods that segment what these show.
+        snap: how far probabilities are drawn to the mean of their superpixel, 0 to 1.
+        largest: keep only the largest connected part of each class.
+        doubt: also write `doubt/<id>` (percent, 0 to 100) and doubt.csv: which slices to look at first.
         progress: told where the work stands.
         warnings: collects notes for the end of the command.
 
@@ -115,8 +128,14 @@ def predict(
     if threads is not None:
         torch.set_num_threads(threads)
     runtime = Runtime(device, precision)
+    loaded = [load_model(path, runtime.device) for path in models]
+    seen = None
+    if support is not None:
+        loaded = [bind(m, support) for m in loaded]
+        seen = Annotated(support, loaded, warnings)
+    refuse_unsupported(loaded)
     ensemble = Ensemble(
-        [load_model(path, runtime.device) for path in models],
+        [snapped(m, snap) for m in loaded] if snap else loaded,
         device=runtime.device,
         flips=flips,
         overlap=overlap,
@@ -124,7 +143,7 @@ def predict(
         autocast=runtime.autocast,
     )
     items = _items(inputs, len(ensemble.channels), spacing, repair, warnings)
-    _refuse_inside(inputs, items, out)
+    listing.refuse_inside(inputs, items, out)
     if flips:
         _warn_unflipped(ensemble, warnings)
     options = {
@@ -134,10 +153,13 @@ def predict(
         "precision": precision,
         "device": runtime.device.type,
         "probabilities": probabilities,
+        # only where they were given: predictions from before there were these options keep their key
+        **{k: v for k, v in {"snap": snap, "largest": largest, "doubt": doubt}.items() if v},
+        **({"support": support.hash} if support else {}),
     }
     with locked(out):
         told = {"spacing": spacing, "repair": repair}
-        job = _Job(ensemble, out, options, warnings, progress, told)
+        job = _Job(ensemble, out, options, warnings, progress, told, seen)
         listing.refuse_other(out, models=job.models, inputs=listing.sources(items))
         return job.run(items)
 
@@ -162,19 +184,6 @@ def _warn_unflipped(ensemble: Ensemble, warnings: Warnings) -> None:
             warnings.add(f"{model.folder}: flips have no effect, its plan mirrors no axis")
 
 
-def _refuse_inside(inputs: Any, items: Sequence[Item], out: Path) -> None:
-    """Refuse an output folder that is, or lies in, a folder of inputs."""
-    target = out.resolve()
-    given = [inputs] if isinstance(inputs, Path) else [p for p in inputs if isinstance(p, Path)]
-    folders = {p.resolve() for p in given if p.is_dir()}
-    if any(target.is_relative_to(f) for f in folders) or any(
-        target == f.parent.resolve() for i in items for f in i.files
-    ):
-        raise ConfigError(
-            f"{out} is or lies in a folder of input images, which is never written to; choose another --out"
-        )
-
-
 class _Job:
     """One call of `predict`: what is the same for all its cases."""
 
@@ -186,8 +195,10 @@ class _Job:
         warnings: Warnings,
         progress: Callable[[CaseProgress], None] | None,
         told: Mapping[str, Any],
+        seen: Annotated | None,
     ) -> None:
         self.told = told
+        self.seen = seen
         self.ensemble = ensemble
         self.out = out
         self.options = options
@@ -211,7 +222,7 @@ class _Job:
                 done.append(case)
             except DataError as error:
                 failed[item.id] = self._reason(item, error)
-                if _readable(item):
+                if readable(item):
                     self._forget(item)
             tell(1.0)
         outputs = self._write(items, done, failed)
@@ -261,31 +272,45 @@ class _Job:
 
     def _predict(self, item: Item, tell: Callable[[float], None]) -> Predicted:
         start = time.monotonic()
-        _refuse_unsafe(item.id)
+        refuse_unsafe(item.id)
         volume = item.read()
-        label, p = self._segment(volume, tell)
+        doubt = Doubt(volume, self.ensemble) if self.options.get("doubt") else None
+        label, p = self._segment(volume, tell, doubt)
         files: dict[str, str] = {}
-        suffix = volume.source.suffix
+        notes, suffix = volume.notes, volume.source.suffix
+        if self.options.get("largest"):
+            label, gone = largest_components(label)
+            notes = (*notes, f"{gone} voxels outside the largest parts removed")
+        cycle = None
+        if self.seen is not None:
+            label, kept, cycle = self.seen.settle(volume, label)
+            notes = (*notes, *([f"{kept} slices are as they were annotated"] if kept else []))
         targets = [write_label(self.out / f"{item.id}{suffix}", label, volume.source)]
         if p is not None:
             ending = suffix if volume.source.kind == "nifti" else ".npy"
             targets.append(
                 write_scores(self.out / listing.PROBABILITIES / f"{item.id}{ending}", p, volume.source)
             )
+        slices = None
+        if doubt is not None:
+            targets.append(
+                write_label(self.out / listing.DOUBT / f"{item.id}{suffix}", doubt.percent, volume.source)
+            )
+            slices = doubt.slices(() if self.seen is None else self.seen.slices(volume))
         for path in targets:
             files[path.relative_to(self.out).as_posix()] = sha256_file(path)
         count = voxels(label, self.ensemble.classes)
         ml = None if volume.grid.unit == "px" else {n: c * volume.grid.voxel_ml for n, c in count.items()}
         case = Predicted(
             item.id, self._key(item, volume.sha256), volume.sha256, files, count, ml,
-            self._flags(volume, ml), volume.notes, round(time.monotonic() - start, 2),
+            self._flags(volume, ml, cycle), notes, round(time.monotonic() - start, 2), cycle, slices,
         )  # fmt: skip
         self._remove(item, keep=files)
         write_json(self._record(item), plain(case))
         return case
 
     def _segment(
-        self, volume: Volume, tell: Callable[[float], None]
+        self, volume: Volume, tell: Callable[[float], None], doubt: Doubt | None
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float32] | None]:
         """Return the native label (Z, Y, X) and, if wanted, the probabilities (classes, Z, Y, X)."""
         classes, shape = self.ensemble.classes, volume.grid.shape
@@ -297,6 +322,8 @@ class _Job:
                 for start, stop, p in blocks:
                     where = along(axis, start, stop)
                     label[where] = file_values(p, classes)
+                    if doubt is not None:
+                        doubt.add(axis, start, p)
                     if kept is not None:
                         kept[(slice(None), *where)] = p.cpu().numpy()
                     tell(stop / shape[axis])
@@ -306,8 +333,10 @@ class _Job:
             ) from error
         return label, kept
 
-    def _flags(self, volume: Volume, ml: Mapping[str, float] | None) -> tuple[str, ...]:
-        lines: dict[str, None] = {}
+    def _flags(
+        self, volume: Volume, ml: Mapping[str, float] | None, cycle: Mapping[str, float | None] | None
+    ) -> tuple[str, ...]:
+        lines: dict[str, None] = dict.fromkeys(quality_flags(cycle or {}))
         for model in self.ensemble.models:
             lines |= dict.fromkeys(
                 novelty.flags(volume, model.plan) + novelty.volume_flags(ml or {}, model.plan)
@@ -335,7 +364,14 @@ class _Job:
         self, items: Sequence[Item], done: Sequence[Predicted], failed: Mapping[str, str]
     ) -> dict[str, str]:
         """Write volumes.csv, predictions.json and stage.json; return the hashes of the outputs."""
-        write_text(self.out / "volumes.csv", volumes_csv(done))
+        tables = {
+            "volumes.csv": volumes_csv(done),
+            "quality.csv": quality_csv(done),
+            "doubt.csv": doubt_csv(done),
+        }
+        for name, text in tables.items():
+            if text:
+                write_text(self.out / name, text)
         write_json(
             self.out / listing.FILE,
             {
@@ -352,25 +388,9 @@ class _Job:
         stage = Stage(self.out, "predict", reads=reads, config=self.options, schema=SCHEMA)
         files = [self.out / name for c in done for name in c.files]
         return stage.finish(
-            [self.out / "volumes.csv", *files],
+            [*(self.out / name for name, text in tables.items() if text), *files],
             failed=dict(failed),
             n_cases=len(items),
             warnings=self.warnings.lines(),
             **self.told,
         )
-
-
-def _readable(item: Item) -> bool:
-    """Return whether the files of a case could be read: one that is out of reach may come back unchanged."""
-    try:
-        for path in item.files:
-            sha256_file(path)
-    except OSError:
-        return False
-    return True
-
-
-def _refuse_unsafe(case: str) -> None:
-    """Refuse a case id that would name a file outside the output folder, or a hidden one."""
-    if not case or case.startswith(".") or any(c in case for c in "/\\\0"):
-        raise DataError(f"case id {case!r} cannot name a file; rename the input")

@@ -33,6 +33,10 @@ class Predicted:
     flags: tuple[str, ...]
     notes: tuple[str, ...]
     seconds: float
+    cycle: Mapping[str, float | None] | None = None
+    """Cycle Dice per class; None without a support."""
+    slices: Sequence[Sequence[float]] | None = None
+    """(slice as the file counts, voxels expected to be wrong, foreground voxels, annotated 0 or 1)."""
 
 
 def plain(case: Predicted) -> dict[str, Any]:
@@ -47,6 +51,8 @@ def plain(case: Predicted) -> dict[str, Any]:
         "flags": list(case.flags),
         "notes": list(case.notes),
         "seconds": case.seconds,
+        "cycle": None if case.cycle is None else dict(case.cycle),
+        "slices": None if case.slices is None else [list(s) for s in case.slices],
     }
 
 
@@ -58,7 +64,7 @@ def load(path: Path) -> Predicted | None:
         v = read_json(path)
         return Predicted(
             v["id"], v["key"], tuple(v["inputs"]), v["files"], v["voxels"], v["ml"],
-            tuple(v["flags"]), tuple(v["notes"]), v["seconds"],
+            tuple(v["flags"]), tuple(v["notes"]), v["seconds"], v.get("cycle"), v.get("slices"),
         )  # fmt: skip
     except (DataError, KeyError, TypeError):
         return None
@@ -73,6 +79,36 @@ def volumes_csv(cases: Sequence[Predicted]) -> str:
         for name, count in case.voxels.items():
             ml = "" if case.ml is None else f"{case.ml[name]:.6g}"
             table.writerow((_cell(case.id), _cell(name), ml, count))
+    return text.getvalue()
+
+
+def quality_csv(cases: Sequence[Predicted]) -> str:
+    """Return a table of case, class and cycle Dice, worst first; empty text where there is none."""
+    rows = [(c.id, n, d) for c in cases for n, d in (c.cycle or {}).items()]
+    rows.sort(key=lambda r: (-1.0 if r[2] is None else r[2], r[0], r[1]))
+    return _table(
+        ("case", "class", "cycle_dice"),
+        [(_cell(c), _cell(n), "" if d is None else f"{d:.4f}") for c, n, d in rows],
+    )
+
+
+def doubt_csv(cases: Sequence[Predicted]) -> str:
+    """Return a table of slices, most voxels expected to be wrong first; empty where there is none."""
+    rows = [(c.id, *s) for c in cases for s in c.slices or ()]
+    rows.sort(key=lambda r: (r[4], -r[2], r[0], r[1]))
+    return _table(
+        ("case", "slice", "expected_wrong_voxels", "foreground_voxels", "annotated"),
+        [(_cell(str(c)), int(z), f"{wrong:.1f}", int(n), int(a)) for c, z, wrong, n, a in rows],
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    if not rows:
+        return ""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(head)
+    table.writerows(rows)
     return text.getvalue()
 
 

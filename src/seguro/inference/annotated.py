@@ -1,0 +1,59 @@
+"""What a support says of a case: slices that were annotated, and whether the prediction leads back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seguro.core.types import IGNORE, Volume, Warnings
+from seguro.data.support import Bank, annotated_slices
+from seguro.engine.model import Model
+from seguro.inference.fewshot import annotated_here, cycle_dice, support_flags
+
+
+class Annotated:
+    """The support of one call of `predict`.
+
+    Args:
+        bank: the examples.
+        models: bound to it.
+        warnings: told where the examples are unlike the training data.
+    """
+
+    def __init__(self, bank: Bank, models: Sequence[Model], warnings: Warnings) -> None:
+        self._bank = bank
+        self._models = tuple(models)
+        self._axis = models[0].plan.slice_axis
+        for model in models:
+            for line in support_flags(bank, model.plan):
+                warnings.add(line)
+
+    def settle(
+        self, volume: Volume, label: NDArray[np.unsignedinteger]
+    ) -> tuple[NDArray[np.unsignedinteger], int, dict[str, float | None]]:
+        """Return the label with annotated voxels as annotated, the number of their slices, and cycle Dice.
+
+        Args:
+            volume: the case.
+            label: (Z, Y, X) predicted file values.
+        """
+        cycles = [cycle_dice(m, volume, label) for m in self._models]
+        mean: dict[str, float | None] = {}
+        for name in cycles[0]:
+            known = [v for c in cycles if (v := c[name]) is not None]
+            mean[name] = round(float(np.mean(known)), 6) if known else None
+        here = annotated_here(self._bank, volume)
+        if here is None:
+            return label, 0, mean
+        values = np.array([v[0] for v in self._bank.classes.values], label.dtype)
+        seen = here != IGNORE
+        out = label.copy()
+        out[seen] = values[here[seen]]
+        return out, len(self.slices(volume)), mean
+
+    def slices(self, volume: Volume) -> list[int]:
+        """Return the canonical slices of a case that the support annotates."""
+        here = annotated_here(self._bank, volume)
+        return [] if here is None else annotated_slices(here, self._axis)
