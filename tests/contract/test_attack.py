@@ -23,6 +23,7 @@ def test_a_model_is_attacked_inside_the_ball_and_left_as_it_was(row, subject_of)
     method.modules.train()
     predictor = method.predictor(method.modules)
     before = {k: v.clone() for k, v in predictor.state_dict().items()}
+    trained = [p.requires_grad for p in method.modules.parameters()]
     case = Cases(setting.store, setting.manifest.of("train")[:1], setting.plan.classes)[0]
     image = case.patch((slice(None),) * 3)[:, :24, :24, :24]
     label = np.array(case.label)[:24, :24, :24]
@@ -34,7 +35,8 @@ def test_a_model_is_attacked_inside_the_ball_and_left_as_it_was(row, subject_of)
         victim = Victim(subject.logits, subject.truth)
         found = PGD("ce", steps=3)(victim, subject.x, threat, [0])
     assert torch.equal(torch.get_rng_state(), state)
-    assert method.modules.training and all(p.requires_grad for p in method.modules.parameters())
+    assert method.modules.training
+    assert [p.requires_grad for p in method.modules.parameters()] == trained
     assert all(torch.equal(v, before[k]) for k, v in predictor.state_dict().items())
     assert float(found.score[0]) <= float(victim.score(victim.logits(subject.x))[0])
     assert found.trace[-1] > found.trace[0]  # the attack climbs
