@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from seguro import api
-from seguro.core.seeds import derive
+from seguro.core.seeds import derive, generator
 from seguro.core.types import Manifest
 from seguro.data.plan import Plan
 from seguro.data.planner import PlanOptions
 from seguro.data.store import Cases, prepare
+from seguro.data.superpixels import compute
 from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get
+from seguro.methods.contract import Bound, Predictor, Support
 from seguro.networks import build
 
 
@@ -36,7 +38,17 @@ class Setting:
         """What a method with `needs` is given to train on; where it mixes both kinds, both are there."""
         train, _ = api.cases_of_fold(self.manifest, self.plan, "0", needs.labels)
         hidden = [c.id for c in train[::2]] if all(c.label for c in train) and needs.labels == "some" else []
-        return Cases(self.store, train, self.plan.classes, hide_labels=needs.labels == "none", hidden=hidden)
+        cases = Cases(
+            self.store,
+            train,
+            self.plan.classes,
+            hide_labels=needs.labels == "none",
+            hidden=hidden,
+            regions=needs.regions,
+        )
+        if needs.regions:
+            compute(cases, needs.regions, axis=self.plan.slice_axis)
+        return cases
 
     def method(self, name: str, seed: int = 0) -> Any:
         """The method `name` from its tiny preset, initialized under `seed`."""
@@ -79,6 +91,16 @@ def monitored(setting: Setting, name: str) -> Any:
     return dice_validation(Cases(setting.store, validation, setting.plan.classes), Runtime("cpu"))
 
 
+def supported(predictor: Predictor, name: str, plan: Plan) -> Predictor:
+    """The predictor of method `name`, with a support of all classes of the plan where it needs one."""
+    if not get(name).needs.support:
+        return predictor
+    label = torch.arange(24 * 20).reshape(1, 24, 20) // 20 * plan.classes.n // 24  # a stripe per class
+    noise = generator(0, "support").normal(size=(len(plan.channels), 1, 24, 20))
+    image = torch.from_numpy(noise).float() + label
+    return Bound(predictor, Support((image,), (label.to(torch.uint8),), plan.classes))
+
+
 def rows() -> list[Any]:
     """Every method in every dimension it works in."""
     return [
@@ -90,6 +112,12 @@ def rows() -> list[Any]:
 def validation():
     """`monitored`, for tests."""
     return monitored
+
+
+@pytest.fixture
+def with_support():
+    """`supported`, for tests."""
+    return supported
 
 
 @pytest.fixture(params=rows())

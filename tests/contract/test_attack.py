@@ -15,13 +15,13 @@ from seguro.methods import get
 
 
 @pytest.mark.parametrize("subject_of", [patch_subject, volume_subject])
-def test_a_model_is_attacked_inside_the_ball_and_left_as_it_was(row, subject_of):
+def test_a_model_is_attacked_inside_the_ball_and_left_as_it_was(row, subject_of, with_support):
     name, setting = row
     if not get(name).needs.segments:
         pytest.skip(f"{name} does not segment")
     method = setting.method(name)
     method.modules.train()
-    predictor = method.predictor(method.modules)
+    predictor = with_support(method.predictor(method.modules), name, setting.plan)
     before = {k: v.clone() for k, v in predictor.state_dict().items()}
     trained = [p.requires_grad for p in method.modules.parameters()]
     case = Cases(setting.store, setting.manifest.of("train")[:1], setting.plan.classes)[0]

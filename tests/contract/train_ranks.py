@@ -13,6 +13,7 @@ from seguro.core.seeds import derive
 from seguro.data import manifest as manifests
 from seguro.data import planner
 from seguro.data.store import Cases
+from seguro.data.superpixels import compute
 from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
@@ -32,10 +33,13 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
     torch.manual_seed(derive(0, "init"))
     method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
     train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
-    cases = Cases(store, train, plan.classes, hide_labels=kind.needs.labels == "none")
-    validate = (
-        dice_validation(Cases(store, validation, plan.classes), runtime) if kind.needs.segments else None
-    )
+    hide, regions = kind.needs.labels == "none", method.needs.regions
+    cases = Cases(store, train, plan.classes, hide_labels=hide, regions=regions)
+    if regions and runtime.rank == 0:
+        compute(cases, regions, axis=plan.slice_axis)
+    runtime.barrier()
+    watched = kind.needs.segments and kind.needs.monitor
+    validate = dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
     limits = Limits(updates=4, validations=2)
     loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
     if until < 4:

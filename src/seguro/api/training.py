@@ -66,12 +66,20 @@ def train(
         gpu = runtime.device.type == "cuda"
         usual = runtime.usual_precision()
         job = resolve(workspace, manifest, made, options, gpu=gpu, precision=usual)
-        return _train(job, runtime, progress, tell)
+        return _train(job, runtime, progress, tell, jobs=jobs, count=count)
     finally:
         runtime.close()
 
 
-def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | None, say: Say) -> Path:
+def _train(
+    job: Job,
+    runtime: Runtime,
+    progress: Callable[[Progress], None] | None,
+    say: Say,
+    *,
+    jobs: int,
+    count: Count | None,
+) -> Path:
     """Run a resolved job on this rank, unless it is finished already."""
     folder, chosen = job.folder, job.stage.config
     if job.stage.done():
@@ -87,6 +95,7 @@ def _train(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | No
         f"ends {f'in about {minutes} min' if minutes else 'after ' + str(chosen['updates']) + ' updates'}"
     )
     loop = _loop(job, runtime, progress, say)
+    _superpixels(loop, job, jobs, count, say)
     if runtime.rank == 0:
         with locked(folder):
             text = yaml.safe_dump({"key": job.stage.key, **chosen}, sort_keys=False)
@@ -142,7 +151,14 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
             validate = _also_robust(validate, kept, job, runtime)
     return Loop(
         method,
-        Cases(job.store, job.train, classes, hide_labels=needs.labels == "none", hidden=job.hidden),
+        Cases(
+            job.store,
+            job.train,
+            classes,
+            hide_labels=needs.labels == "none",
+            hidden=job.hidden,
+            regions=needs.regions,
+        ),
         job.folder,
         runtime,
         Limits(options.updates, chosen["budget_s"], options.validations, options.patience),
@@ -153,6 +169,19 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
         say=say,
         workers=options.workers,
     )
+
+
+def _superpixels(loop: Loop, job: Job, jobs: int, count: Count | None, say: Say) -> None:
+    """Compute what the method reads of superpixels, on rank 0 while the others wait."""
+    from seguro.data import superpixels
+
+    how = loop.method.needs.regions
+    if how is None:
+        return
+    if loop.runtime.rank == 0:
+        say(f"superpixels ({how.kind}) of {len(job.train)} training cases")
+        superpixels.compute(loop.cases, how, axis=job.plan.slice_axis, jobs=jobs, progress=count)
+    loop.runtime.barrier()
 
 
 def _also_robust(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +67,13 @@ class Regions:
     """(Z, Y, X), 0 where there is none; memory-mapped."""
     ids: NDArray[np.int32]
     """(n, 2) of (slice, id), sorted: every id that really exists on that slice."""
+
+    @cached_property
+    def shared(self) -> NDArray[np.int32]:
+        """The rows of `ids` whose id the next slice shows too; of supervoxels, elsewhere a coincidence."""
+        known = {tuple(row) for row in self.ids.tolist()}
+        kept = [(z, i) for z, i in self.ids.tolist() if (z + 1, i) in known]
+        return np.array(kept, np.int32).reshape(-1, 2)
 
 
 def read_regions(stem: Path, how: Superpixels) -> Regions:

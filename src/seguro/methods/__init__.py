@@ -18,6 +18,7 @@ TABLE: dict[str, str] = {
     "cps": "seguro.methods.semi.cps:CPS",
     "unimatch": "seguro.methods.semi.unimatch:UniMatch",
     "bcp": "seguro.methods.semi.bcp:BCP",
+    "alpnet": "seguro.methods.alpnet.method:Alpnet",
 }
 """Name -> module:class; imported only when asked for."""
 

@@ -11,6 +11,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from seguro.core.errors import ConfigError
 from seguro.networks.blocks import initialize
 
 
@@ -145,3 +146,19 @@ class ResNet(Encoder):
         for i in range(self.n_stages):
             x = getattr(self, f"layer{i + 1}")(x)
         return cast(Tensor, self.reduce(x))
+
+
+DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+
+
+def build_encoder(name: str, *, in_channels: int, width: int, features: int) -> Encoder:
+    """Return the encoder `name`: residual, resnet50 or resnet101; its weights are random.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name == "residual":
+        return Residual(in_channels, width=width, features=features)
+    if name not in DEPTHS:
+        raise ConfigError(f"no encoder {name!r}; known are residual, {', '.join(DEPTHS)}")
+    return ResNet(in_channels, depths=DEPTHS[name], width=width, features=features)

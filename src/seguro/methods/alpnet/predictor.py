@@ -13,6 +13,7 @@ from seguro.core.types import IGNORE
 from seguro.data.plan import Plan
 from seguro.methods.alpnet.config import AlpnetConfig
 from seguro.methods.alpnet.height import describe, heights, presence
+from seguro.methods.alpnet.raster import Raster, raster
 from seguro.methods.contract import Predictor, Support, Whole
 from seguro.networks.encoders import Encoder
 from seguro.networks.prototype import Bank, Pooling, prototypes, scores
@@ -23,29 +24,6 @@ LEAST = 1e-4
 """Presence below this counts as this: about 9 off the logit."""
 TIE = 1e-4
 """Heights that differ by less, in slices, are equally near."""
-
-
-@dataclass(frozen=True)
-class Raster:
-    """From planned slices (A, B) to what the encoder sees: pixels of one size in all cases."""
-
-    zoom: tuple[float, float]
-    """Network pixels per planned pixel, of both axes."""
-    stride: int
-
-    def size(self, plane: tuple[int, int]) -> tuple[int, int]:
-        """Return the network size of a planned slice: whole cells, at least one."""
-        a, b = (
-            max(round(n * z / self.stride), 1) * self.stride for n, z in zip(plane, self.zoom, strict=True)
-        )
-        return a, b
-
-
-def raster(plan: Plan, size: int, stride: int) -> Raster:
-    """Return the raster in which the longer in-plane side of the median case has `size` square pixels."""
-    axes = [a for a in (0, 1, 2) if a != plan.slice_axis]
-    pixel = max(plan.fingerprint.shape[a] * plan.spacing[a] for a in axes) / size
-    return Raster((plan.spacing[axes[0]] / pixel, plan.spacing[axes[1]] / pixel), stride)
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,7 @@ class FewShot(Predictor):
         self.classes = plan.classes
         self.tiling = Whole((1, 1, 1))
         self.raster = raster(plan, config.size, encoder.stride)
-        self.pooling = pooling(plan, config, self.raster, config.test_window)
+        self.pooling = pooling(config, self.raster, config.test_window)
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, support.classes.n, Z, Y, X) of volumes (N, C, Z, Y, X) in the planned grid.
@@ -128,8 +106,7 @@ class FewShot(Predictor):
 
     def features(self, slices: Tensor) -> Tensor:
         """Return features (Z, D, h, w) of planned slices (Z, C, A, B), a few at a time."""
-        size = self.raster.size((slices.shape[2], slices.shape[3]))
-        return torch.cat([self._encode(part, size) for part in torch.split(slices, CHUNK)])
+        return torch.cat([self.encoder(self.raster.seen(part)) for part in torch.split(slices, CHUNK)])
 
     def presence(self, x: Tensor, support: Support) -> Tensor:
         """Return how likely each class is on each slice by its height alone, (N, n, slices) in [0, 1]."""
@@ -139,13 +116,6 @@ class FewShot(Predictor):
             described = describe(self.features(sample.movedim(self.axis + 1, 0)))
             out.append(self._presence(self._heights(described, shown), shown))
         return torch.stack(out)
-
-    def _encode(self, slices: Tensor, size: tuple[int, int]) -> Tensor:
-        seen = slices
-        if tuple(slices.shape[2:]) != size:
-            seen = F.interpolate(slices, size, mode="bilinear", align_corners=False, antialias=True)
-        found: Tensor = self.encoder(seen)
-        return found
 
     def _segment(self, image: Tensor, shown: Shown) -> Tensor:
         """Return logits (n, Z, Y, X) of one image (C, Z, Y, X)."""
@@ -226,10 +196,9 @@ def showing(label: Tensor, n: int) -> Tensor:
     return torch.stack([(label == c).flatten(1).any(1) for c in range(n)], dim=1)
 
 
-def pooling(plan: Plan, config: AlpnetConfig, seen: Raster, window: float) -> Pooling:
+def pooling(config: AlpnetConfig, seen: Raster, window: float) -> Pooling:
     """Return windows and modes in feature cells, of `window` and the config's gate."""
-    axes = [a for a in (0, 1, 2) if a != plan.slice_axis]
-    cell = 1.0 if config.window_unit == "cells" else plan.spacing[axes[0]] / seen.zoom[0] * seen.stride
+    cell = 1.0 if config.window_unit == "cells" else seen.cell
     sides = [max(round(w / cell), 1) for w in (window, config.gate)]
     return Pooling(sides[0], sides[1], config.foreground, config.background)
 
