@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 from typing import Any
 
@@ -20,6 +21,14 @@ def outgoing(method: Method, averaged: nn.ModuleDict) -> dict[str, NDArray[Any]]
     own, means = method.modules.state_dict(), averaged.state_dict()
     out = {name: _array(own[name]) for name in method.shared()}
     return out | {AVERAGED + name: _array(means[name]) for name in method.shared() if name in means}
+
+
+def fits(method: Method, averaged: nn.ModuleDict, arrays: Arrays) -> bool:
+    """Return whether `arrays` have the names and shapes that `outgoing` would give."""
+    own, means = method.modules.state_dict(), averaged.state_dict()
+    here = {name: own[name].shape for name in method.shared()}
+    here |= {AVERAGED + name: means[name].shape for name in method.shared() if name in means}
+    return here.keys() == arrays.keys() and all(tuple(here[k]) == v.shape for k, v in arrays.items())
 
 
 @torch.no_grad()
@@ -50,11 +59,9 @@ def norms(method: Method) -> frozenset[str]:
 
 def digest(arrays: Arrays) -> str:
     """Return one hash over names, types, shapes and values."""
-    import hashlib
-
     return sha256_json(
         {
-            k: [str(a.dtype), list(a.shape), hashlib.sha256(np.ascontiguousarray(a)).hexdigest()]
+            k: [str(a.dtype), list(a.shape), hashlib.sha256(a.tobytes()).hexdigest()]
             for k, a in sorted(arrays.items())
         }
     )

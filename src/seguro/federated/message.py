@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
@@ -38,8 +38,6 @@ METRICS = (
     "n_labelled",
     "n_validation",
     "updates",
-    "norm",
-    "clipped",
 )
 """Names of numbers that may leave a site; also `dice.<class>` of the agreed classes."""
 
@@ -117,7 +115,8 @@ def to_bytes(message: Task | Update) -> bytes:
 def task_from(data: bytes) -> Task:
     """Return the task in `data`; DataError where there is none."""
     head, arrays = _parsed(data, "Task")
-    return _made(Task, head, arrays)
+    task: Task = _made(Task, head, arrays)
+    return task
 
 
 def update_from(data: bytes, *, limit: int | None = None) -> Update:
@@ -133,10 +132,16 @@ def update_from(data: bytes, *, limit: int | None = None) -> Update:
     if limit is not None and len(data) > limit:
         raise DataError(f"an update of {len(data)} bytes, at most {limit} were expected; refused unread")
     head, arrays = _parsed(data, "Update")
-    found = _made(Update, head, arrays)
+    found: Update = _made(Update, head, arrays)
     if not math.isfinite(found.weight) or found.weight < 0:
         raise DataError(f"site {found.site}: weight {found.weight}, expected a finite number from 0 up")
     return found
+
+
+def allowed(metrics: Mapping[str, float], classes: Collection[str]) -> dict[str, float]:
+    """Return the metrics that may leave: finite numbers under a name of METRICS, or `dice.<class>`."""
+    names = {*METRICS, *(f"dice.{c}" for c in classes)}
+    return {k: float(v) for k, v in sorted(metrics.items()) if k in names and math.isfinite(v)}
 
 
 def payload_bytes(arrays: Arrays) -> int:

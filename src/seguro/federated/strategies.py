@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seguro.core.types import Record
+from seguro.federated.privacy import PrivacyOptions
 
 
 class Strategy(Record):
@@ -40,22 +41,19 @@ class Strategy(Record):
     """Rounds from one evaluation at the sites to the next."""
     coding: Literal["none", "fp16", "int8"] = "none"
     """How updates travel."""
-    clip: float | None = Field(None, gt=0)
-    """Client-level differential privacy: largest length of a site's change."""
-    noise: float = Field(0.0, ge=0)
-    """... and its noise, as a multiple of `clip`."""
-    delta: float = Field(1e-5, gt=0, lt=1)
-    epsilon: float | None = Field(None, gt=0)
-    """Largest epsilon to spend; the run ends before the round that would pass it."""
+    privacy: PrivacyOptions | None = None
+    """Client-level differential privacy; then every site counts the same."""
+
+    def drawn(self, n: int) -> int:
+        """Return how many of `n` sites are asked in a round."""
+        return min(n, max(self.quorum, round(self.fraction * n), 1))
 
     @model_validator(mode="after")
     def _fits(self) -> Strategy:
-        if self.noise and self.clip is None:
-            raise ValueError("noise needs clip, the length that it is a multiple of")
-        if self.epsilon is not None and not self.noise:
-            raise ValueError("epsilon is spent only with noise: set noise and clip")
-        if self.clip is not None and self.aggregate == "weighted":
-            raise ValueError("with clip every site must count the same: set aggregate to uniform or trimmed")
+        if self.privacy is not None and self.aggregate != "uniform":
+            raise ValueError("with privacy every site must count the same: set aggregate to uniform")
+        if self.privacy is not None and self.norm_bound is not None:
+            raise ValueError("privacy bounds every change by its clip already: leave norm_bound out")
         return self
 
 
@@ -73,6 +71,8 @@ class Federation(Record):
     batch: int | None = Field(None, ge=1)
     """The plan's by default."""
     seed: int = 0
+    noise_seed: int | None = None
+    """Of the privacy noise; None draws it from the system, as any real run must."""
     sites: tuple[str, ...] = Field(min_length=1)
     """Names of those who may take part; all of them join before round 1."""
     plan: dict[str, Any] = Field(default_factory=dict)

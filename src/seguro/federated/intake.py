@@ -1,0 +1,85 @@
+"""What the server believes of an answer: only what it asked for, whole, finite and of the right size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from seguro.core.errors import DataError
+from seguro.federated import aggregate, compression, message
+from seguro.federated.fleet import Answer
+from seguro.federated.message import Action, Arrays, Update
+
+HEAD_BYTES = 1 << 16
+"""That an update may have beyond its arrays."""
+
+
+class NoAnswer(DataError):
+    """A site is gone, silent, or refuses: nothing is wrong with what it sent."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a site was asked."""
+
+    run: str
+    round: int
+    action: Action
+    site: str | None = None
+    """None where the question is who it is."""
+    limit: int = HEAD_BYTES
+    """Largest answer in bytes."""
+
+
+def read(answer: Answer, asked: Question) -> Update:
+    """Return the update in `answer`, if it is one to the question.
+
+    Raises:
+        NoAnswer: nothing came, or the site refuses.
+        DataError: too large, damaged, of another site, run or round; the site is named.
+    """
+    who = asked.site or f"node {answer.node}"
+    if answer.missing:
+        raise NoAnswer(answer.missing)
+    try:
+        update = message.update_from(answer.data, limit=asked.limit)
+    except DataError as error:
+        raise DataError(f"site {who}: {error}") from error
+    expected, found = (
+        (asked.run, asked.round, asked.action),
+        (update.run, update.round, update.action),
+    )
+    if found != expected:
+        raise DataError(f"site {who}: an answer to {found}, asked was {expected}; ignored")
+    if asked.site is not None and update.site != asked.site:
+        raise DataError(f"site {who}: answers under the name {update.site}; ignored")
+    if update.refused:
+        raise NoAnswer(f"refuses: {update.refused}")
+    return update
+
+
+def values(update: Update, old: Arrays, *, coding: str, classes: Sequence[str]) -> Update:
+    """Return the update with the site's new values in place of what travelled, and its allowed metrics.
+
+    Args:
+        update: as received.
+        old: the weights that the round began with.
+        coding: the one agreed on.
+        classes: foreground classes of the plan.
+
+    Raises:
+        DataError: another coding, other names, shapes or types, or a value that is not finite.
+    """
+    if update.coding != coding:
+        raise DataError(f"site {update.site}: coded as {update.coding}, agreed was {coding}")
+    new: dict[str, NDArray[Any]] = dict(update.arrays)
+    if coding != "none":
+        try:
+            new = aggregate.moved(old, compression.decode(update.arrays, coding, old))
+        except DataError as error:
+            raise DataError(f"site {update.site}: {error}") from error
+    aggregate.check(update.site, new, old)
+    return replace(update, arrays=new, metrics=message.allowed(update.metrics, classes))

@@ -1,0 +1,243 @@
+"""Local training of one run at one site: rounds of updates by any method, from the server's weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors.numpy import load as parse
+from safetensors.numpy import save as pack
+from torch import Tensor
+
+from seguro.core.files import read_checked, write_bytes
+from seguro.core.seeds import derive
+from seguro.core.types import Case, Record
+from seguro.data.plan import Plan
+from seguro.data.store import Cases
+from seguro.engine import checkpoint as checkpoints
+from seguro.engine.limits import Limits
+from seguro.engine.loop import Loop
+from seguro.engine.runtime import Precision, Runtime
+from seguro.federated import aggregate, compression, exchange, privacy
+from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
+from seguro.inference.validate import dice_validation
+from seguro.methods import TABLE, get
+from seguro.methods.contract import Method
+from seguro.networks import build
+
+
+class Spec(Record):
+    """What a site must know of a run to train; the server sends it with the plan."""
+
+    method: str
+    config: dict[str, Any]
+    rounds: int = Field(ge=1)
+    updates: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    seed: int
+    prox: float = Field(0.0, ge=0)
+    personal: Literal["none", "norm"] = "none"
+    optimiser: Literal["keep", "reset"] = "keep"
+    coding: Literal["none", "fp16", "int8"] = "none"
+    clip: float | None = None
+
+    @classmethod
+    def of(cls, task: Task) -> Spec:
+        """Return the spec in a task.
+
+        Raises:
+            Refusal: fields that this version does not know.
+        """
+        try:
+            return cls.model_validate(task.config["spec"])
+        except (ValidationError, KeyError) as error:
+            raise Refusal("the run is described in a way that this version does not know") from error
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a method that is not here, its settings, or a plan of dimensions that it does not work in."""
+        if self.method not in TABLE:
+            raise Refusal(f"no method {self.method} here; known are {', '.join(TABLE)}")
+        kind = get(self.method)
+        if plan.dims not in kind.needs.dims:
+            raise Refusal(f"method {self.method} does not work in {plan.dims} dimensions")
+        try:
+            kind.Config.model_validate(self.config)
+        except ValidationError as error:
+            raise Refusal(f"method {self.method} does not know its settings in this version") from error
+
+    def made(self, plan: Plan) -> Method:
+        """Return the method with the weights that every site and the server begin with."""
+        kind = get(self.method)
+        torch.manual_seed(derive(self.seed, "init"))
+        return kind(kind.Config.model_validate(self.config), plan, build)
+
+
+@dataclass
+class Training:
+    """The state of one run at one site; everything is on disk after each round.
+
+    Args:
+        run: name of the run.
+        site: name of the site.
+        folder: state of this run here.
+        store: prepared cases.
+        plan: with this site's label values.
+        plan_sha256: of the plan all sites agreed on.
+        spec: what the server said of the run.
+        train: training cases.
+        validation: held-out cases, labelled.
+        device: of the training.
+        precision: of the training.
+        say: takes lines for the people at the site.
+    """
+
+    run: str
+    site: str
+    folder: Path
+    store: Path
+    plan: Plan
+    plan_sha256: str
+    spec: Spec
+    train: tuple[Case, ...]
+    validation: tuple[Case, ...]
+    device: str = "cpu"
+    precision: Precision = "32"
+    say: Callable[[str], None] = lambda line: None
+    _loop: Loop | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        needs = get(self.spec.method).needs
+        cases = self.train if needs.labels != "all" else [c for c in self.train if c.label is not None]
+        self.cases = Cases(self.store, cases, self.plan.classes, hide_labels=needs.labels == "none")
+        self.runtime = Runtime(self.device, self.precision)
+
+    def answer(self, task: Task) -> Update:
+        """Return the update to a task "train", or the scores that a task "evaluate" asks for.
+
+        Raises:
+            Refusal: another plan, nothing to train on, or arrays that do not fit.
+        """
+        if task.config.get("plan_sha256") != self.plan_sha256:
+            raise Refusal(f"run {self.run} goes by another plan than the one agreed on")
+        started = time.monotonic()
+        loop = self.loop((task.round - 1) * self.spec.updates if task.action == "train" else None)
+        self._load(loop, task.arrays)
+        metrics = {"n_cases": float(len(self.cases)), "n_labelled": float(len(self.cases.labelled))}
+        if task.config.get("evaluate"):
+            metrics |= self.scores(loop)
+        update = Update(self.run, self.site, task.round, task.action)
+        if task.action == "train":
+            arrays, more = self._train(loop, task)
+            metrics |= more
+            weight, coding = float(len(self.cases)), self.spec.coding
+            update = replace(update, arrays=arrays, weight=weight, coding=coding)
+        metrics["seconds"] = round(time.monotonic() - started, 3)
+        return replace(update, metrics=allowed(metrics, self.plan.classes.foreground))
+
+    def loop(self, start: int | None) -> Loop:
+        """Return the loop in the state before update `start`, or as it is (None)."""
+        if self._loop is not None and (start is None or self._loop.run.update <= start):
+            return self._loop
+        loop = Loop(
+            self.spec.made(self.plan),
+            self.cases,
+            self.folder,
+            self.runtime,
+            Limits(updates=self.spec.rounds * self.spec.updates),
+            self.spec.batch,
+            derive(self.spec.seed, "site", self.site),
+            say=self.say,
+        )
+        last = [u for u in checkpoints.updates(loop.checkpoints) if start is None or u <= start]
+        if last:
+            loop.resume(checkpoints.load(loop.checkpoints, last[-1]))
+        self._loop = loop
+        return loop
+
+    def scores(self, loop: Loop) -> dict[str, float]:
+        """Return Dice on the held-out cases, over all and per class, where there are some."""
+        if not (self.validation and loop.method.needs.segments):
+            return {}
+        modules = loop.run.deployable()
+        modules.eval()
+        validate = dice_validation(Cases(self.store, self.validation, self.plan.classes), self.runtime)
+        found = validate(loop.method.predictor(modules).eval())
+        known = {n for c in self.validation for n in c.annotated}
+        kept = {k: v for k, v in found.items() if k == "dice" or k.removeprefix("dice.") in known}
+        return {**kept, "n_validation": float(len(self.validation))}
+
+    def _load(self, loop: Loop, arrays: Arrays) -> None:
+        if not exchange.fits(loop.method, loop.run.averaged, arrays):
+            raise Refusal("the server's arrays are not those of this method here; use the same version")
+        keep = exchange.norms(loop.method) if self.spec.personal == "norm" and loop.run.update else ()
+        exchange.incoming(loop.method, loop.run.averaged, arrays, keep=keep)
+
+    def _train(self, loop: Loop, task: Task) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
+        """Do the round's updates; return what travels and the numbers that go with it."""
+        needs = loop.method.needs.labels
+        if not len(self.cases) or (needs != "none" and not self.cases.labelled):
+            raise Refusal(f"no case here that method {self.spec.method} can learn from")
+        losses: list[float] = []
+
+        def collect(values: Mapping[str, Tensor]) -> None:
+            if "loss" in values:
+                losses.append(float(values["loss"]))
+
+        start = (task.round - 1) * self.spec.updates
+        if self.spec.optimiser == "reset":
+            for optim in loop.run.optims.values():
+                optim.optimiser.state.clear()
+        hooks = _proximal(loop, self.spec.prox) if self.spec.prox else []
+        try:
+            loop.run_updates(start, self.spec.updates, on_update=collect)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        arrays = self._coded(exchange.outgoing(loop.method, loop.run.averaged), task)
+        loop.save()
+        told = {"updates": float(self.spec.updates)}
+        return arrays, {**told, "loss": float(np.mean(losses))} if losses else told
+
+    def _coded(self, new: Arrays, task: Task) -> dict[str, NDArray[Any]]:
+        """Return the arrays as they travel: clipped where the run is private, coded where it says so.
+
+        What a lossy code left out is kept per round, so that a round asked twice is answered the same.
+        """
+        if self.spec.coding == "none" and self.spec.clip is None:
+            return dict(new)
+        moved = aggregate.change(new, task.arrays)
+        if self.spec.clip is not None:
+            moved = privacy.clip(moved, self.spec.clip).arrays
+        if self.spec.coding == "none":
+            return aggregate.moved(task.arrays, moved)
+        before = [p for p in sorted(self.folder.glob("kept-*.safetensors")) if _round(p) < task.round]
+        kept = parse(read_checked(before[-1]).data) if before else {}
+        coded = compression.encode(moved, self.spec.coding, kept)
+        write_bytes(self.folder / f"kept-{task.round:08d}.safetensors", pack(coded.residual))
+        for old in before[:-1]:
+            old.unlink()
+        return coded.arrays
+
+
+def _round(path: Path) -> int:
+    return int(path.stem.removeprefix("kept-"))
+
+
+def _proximal(loop: Loop, mu: float) -> list[Any]:
+    """Add mu (w - w_0) to every gradient, after clipping, w_0 being the weights now; returns the hooks."""
+    first = {p: p.detach().clone() for p in loop.method.modules.parameters()}
+
+    def pull(optimiser: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimiser.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad.add_(p.detach() - first[p], alpha=mu)
+
+    return [o.optimiser.register_step_pre_hook(pull) for o in loop.run.optims.values()]

@@ -1,0 +1,413 @@
+"""The server's side of a federation: join, agree, rounds, checkpoints, the best round; knows no transport."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from seguro import __version__
+from seguro.core.errors import ConfigError, DataError, RunError
+from seguro.core.files import read_json, write_json
+from seguro.core.seeds import generator
+from seguro.data.plan import Plan
+from seguro.data.planner import PlanOptions
+from seguro.engine import checkpoint as checkpoints
+from seguro.engine.checkpoint import Checkpoint
+from seguro.engine.run import LoopRun
+from seguro.engine.runtime import Runtime
+from seguro.federated import aggregate, exchange, intake, message
+from seguro.federated.accountant import Accountant
+from seguro.federated.combine import combined
+from seguro.federated.fleet import Answer, Fleet
+from seguro.federated.intake import NoAnswer, Question
+from seguro.federated.local import Spec
+from seguro.federated.message import Action, Arrays, Task
+from seguro.federated.plan import merged, plan_hash
+from seguro.federated.record import Round, append, cut, lines
+from seguro.federated.roster import Roster
+from seguro.federated.strategies import Federation
+from seguro.networks.unet import training_bytes
+
+FINISHED = "finished.json"
+POLL_S = 3.0
+"""Between two looks for sites that have not come yet."""
+
+
+class Server:
+    """Runs a federation in its folder; the same call goes on after the last finished round.
+
+    Args:
+        federation: every choice.
+        folder: of the run on the server; `checkpoints/`, `rounds.jsonl`, `plan/plan.json`, `model/`.
+        fleet: the sites.
+        say: takes lines for people.
+    """
+
+    def __init__(
+        self,
+        federation: Federation,
+        folder: Path,
+        fleet: Fleet,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.federation = federation
+        self.strategy = federation.strategy
+        self.folder = folder
+        self.fleet = fleet
+        self.say = say
+        self.roster = Roster(federation.sites)
+        self.round = 0
+        self.arrays: Arrays = {}
+        self.best: float | None = None
+        self.best_round = 0
+        self.epsilon: float | None = None
+
+    def run(self) -> Path:
+        """Run what is left of the federation and write its model; returns the run's folder.
+
+        Raises:
+            RunError: sites that do not come, or rounds without quorum.
+            ConfigError: a folder of another federation, two sites of one name.
+            DataError: sites that do not fit together.
+        """
+        self._same_or_refuse()
+        if (self.folder / FINISHED).exists():
+            self.say(f"{self.folder}/ is finished already, nothing to do")
+            return self.folder
+        self.gather()
+        plan = self.plan()
+        self.agree(plan)
+        self.begin(plan)
+        while self.round < self.federation.rounds and not self._spent():
+            self.one_round()
+        self._last_look()
+        self._deploy(plan)
+        return self.folder
+
+    def gather(self) -> None:
+        """Wait until every site has said who it is; after a first plan until the quorum has."""
+        deadline = time.monotonic() + self.strategy.timeout_s
+        needed = self.strategy.quorum if self._plan_path.exists() else len(self.federation.sites)
+        while True:
+            self._join(Round(0, "join", 0))
+            if len(self.roster.node_of) >= needed:
+                return
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"run {self.federation.run}: no sign of {', '.join(self.roster.missing())} within "
+                    f"{self.strategy.timeout_s:g} s; start them, or leave them out of `sites`"
+                )
+            time.sleep(min(POLL_S, self.strategy.timeout_s / 10))
+
+    def plan(self) -> Plan:
+        """Return the plan of all sites, merged now from their facts or as it was."""
+        if self._plan_path.exists():
+            return Plan.model_validate(read_json(self._plan_path))
+        options = PlanOptions.model_validate(self.federation.plan)
+        plan = merged(self.federation.run, self.roster.facts, options, training_bytes)
+        write_json(self._plan_path, plan.model_dump(mode="json"))
+        for reason in plan.reasons:
+            self.say(f"  {reason}")
+        return plan
+
+    def agree(self, plan: Plan) -> None:
+        """Have every site that is here take the plan; before round 1 all must.
+
+        Raises:
+            RunError: a site refuses, or does not answer.
+        """
+        record = Round(0, "agree", 0)
+        self._agree(plan, record)
+        wrong = {**record.missing, **record.rejected}
+        if wrong and not checkpoints.updates(self.folder / "checkpoints"):
+            text = "\n  ".join(f"{site}: {why}" for site, why in sorted(wrong.items()))
+            raise RunError(f"run {self.federation.run}: not agreed on by\n  {text}")
+        for site, why in sorted(wrong.items()):
+            self.say(f"site {site} does not take part for now: {why}")
+
+    def begin(self, plan: Plan) -> None:
+        """Take up the last checkpoint, or the weights that everyone begins with."""
+        self._plan = plan
+        self.spec = self._spec(plan)
+        self.method = self.spec.made(plan)
+        run = LoopRun(self.method, Runtime("cpu", "32"), seed=0, batch=self.spec.batch, updates=1)
+        self.averaged = run.averaged
+        self.arrays = exchange.outgoing(self.method, self.averaged)
+        found = checkpoints.latest(self.folder / "checkpoints", say=self.say)
+        if found is not None:
+            self.round = found.update
+            self.arrays = {k: v.numpy() for k, v in found.tensors.items()}
+            self.best, self.best_round = found.facts["best"], int(found.facts["best_round"])
+            self.say(f"resuming at round {self.round + 1}")
+        # the look at the last round's weights belongs to them
+        cut(self.folder, self.round + (self.round >= self.federation.rounds))
+        write_json(
+            self.folder / "federation.json",
+            {
+                **self.federation.model_dump(mode="json"),
+                "seguro": __version__,
+                "plan_sha256": plan_hash(plan),
+                "arrays_bytes": message.payload_bytes(self.arrays),
+            },
+        )
+
+    def one_round(self) -> Round:
+        """Do the next round until it has its quorum, average, save, and return what happened.
+
+        Raises:
+            RunError: no quorum, asked as often as `retries` says.
+        """
+        number = self.round + 1
+        for attempt in range(self.strategy.retries + 1):
+            record = Round(number, "train", number - 1)
+            self._welcome(record)
+            self._ask_for_updates(record)
+            trained = record.trained
+            if len(trained) >= self.strategy.quorum:
+                break
+            of = f"{len(trained)} updates of a quorum of {self.strategy.quorum}"
+            self.say(f"round {number}, attempt {attempt + 1}: {of} ({record.why()})")
+            time.sleep(min(POLL_S, self.strategy.timeout_s / 10))
+        else:
+            raise RunError(
+                f"run {self.federation.run}: round {number} had no quorum of {self.strategy.quorum} in "
+                f"{self.strategy.retries + 1} attempts ({record.why()}); the same command goes on"
+            )
+        self._score(record)
+        self.arrays = combined(self.federation, self.arrays, trained, number)
+        self.round = number
+        self._save()
+        self._log(record)
+        return record
+
+    @property
+    def _plan_path(self) -> Path:
+        return self.folder / "plan" / "plan.json"
+
+    def _same_or_refuse(self) -> None:
+        path = self.folder / "federation.json"
+        if not path.exists():
+            return
+        before, now = read_json(path), self.federation.model_dump(mode="json")
+        changed = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in now.items() if before.get(k) != v]
+        if changed:
+            text = "\n  ".join(changed)
+            raise ConfigError(f"{self.folder} was made with other settings:\n  {text}\nuse another folder")
+
+    def _spec(self, plan: Plan) -> Spec:
+        f, s = self.federation, self.strategy
+        return Spec(
+            method=f.method,
+            config=f.config,
+            rounds=f.rounds,
+            updates=f.updates,
+            batch=f.batch or plan.batch,
+            seed=f.seed,
+            prox=s.prox,
+            personal=s.personal,
+            optimiser=s.optimiser,
+            coding=s.coding,
+            clip=s.privacy.clip if s.privacy else None,
+        )
+
+    def _join(self, record: Round) -> None:
+        """Ask the nodes that are new who they are."""
+        online = self.fleet.nodes()
+        new = self.roster.unknown(online)
+        task = message.to_bytes(Task(self.federation.run, 0, "join"))
+        asked = Question(self.federation.run, 0, "join")
+        for answer in self._asked({n: task for n in new}, "join", 0):
+            try:
+                update = intake.read(answer, asked)
+            except DataError as error:
+                record.rejected[f"node {answer.node}"] = str(error)
+                self.say(f"node {answer.node} is turned away: {error}")
+                continue
+            self.roster.enter(answer.node, update.site, update.facts, online)
+
+    def _agree(self, plan: Plan, record: Round) -> None:
+        """Have the sites that have not agreed take the plan."""
+        online = self.fleet.nodes()
+        site_of = {
+            n: s for s, n in self.roster.node_of.items() if s not in self.roster.agreed and n in online
+        }
+        config = {"plan": plan.model_dump(mode="json"), "spec": self._spec(plan).model_dump(mode="json")}
+        task = message.to_bytes(Task(self.federation.run, 0, "agree", config=config))
+        for answer in self._asked({n: task for n in site_of}, "agree", 0):
+            site = site_of[answer.node]
+            try:
+                update = intake.read(answer, Question(self.federation.run, 0, "agree", site))
+            except DataError as error:
+                record.rejected[site] = str(error)
+                continue
+            if update.facts.get("plan") == plan_hash(plan):
+                self.roster.agreed.add(site)
+            else:
+                record.rejected[site] = "it took another plan"
+
+    def _welcome(self, record: Round) -> None:
+        """Let in whoever came (back) since the last round; whoever does not fit stays out."""
+        if self.roster.unknown(self.fleet.nodes()):
+            try:
+                self._join(record)
+            except ConfigError as error:
+                record.rejected["newcomer"] = str(error)
+        self._agree(self._plan, record)
+
+    def _ask_for_updates(self, record: Round) -> None:
+        """Ask the round's sites to train, and where scores are due the others to evaluate."""
+        online = self.fleet.nodes()
+        here = self.roster.here(online)
+        record.missing |= {s: "not reachable" for s in self.federation.sites if s not in here}
+        due = record.of_round > 0 and record.of_round % self.strategy.evaluate_every == 0
+        chosen = self._chosen(here, record.number)
+        actions: dict[str, Action] = {s: "train" for s in chosen}
+        if due:
+            actions |= {s: "evaluate" for s in here if s not in chosen}
+        record.missing |= {s: "not drawn" for s in here if s not in actions}
+        self._collect(actions, record, evaluate=due)
+
+    def _chosen(self, here: Sequence[str], number: int) -> list[str]:
+        """Return the sites of a round, drawn where the strategy takes a fraction."""
+        n = self.strategy.drawn(len(self.federation.sites))
+        if n >= len(here):
+            return list(here)
+        drawn = generator(self.federation.seed, "round", number).permutation(len(here))[:n]
+        return [here[i] for i in sorted(drawn)]
+
+    def _collect(self, actions: Mapping[str, Action], record: Round, *, evaluate: bool) -> None:
+        """Ask each site for its action; take what fits into the record, and say what does not."""
+        config = {"plan_sha256": plan_hash(self._plan), "evaluate": evaluate}
+        packed = {
+            action: message.to_bytes(Task(self.federation.run, record.number, action, self.arrays, config))
+            for action in sorted(set(actions.values()))
+        }
+        for action in packed:
+            site_of = {self.roster.node_of[s]: s for s, a in actions.items() if a == action}
+            record.bytes_down |= {s: len(packed[action]) for s in site_of.values()}
+            limit = message.payload_bytes(self.arrays) + intake.HEAD_BYTES
+            for answer in self._asked({n: packed[action] for n in site_of}, action, record.number):
+                site = site_of[answer.node]
+                asked = Question(self.federation.run, record.number, action, site, limit)
+                self._take(answer, asked, record)
+        record.late += self._late()
+
+    def _take(self, answer: Answer, asked: Question, record: Round) -> None:
+        """Put the answer into the record: as an update, as missing, or as rejected."""
+        site = str(asked.site)
+        if answer.data:
+            record.bytes_up[site] = len(answer.data)
+        try:
+            update = intake.read(answer, asked)
+            if asked.action == "train":
+                names = self._plan.classes.foreground
+                update = intake.values(update, self.arrays, coding=self.strategy.coding, classes=names)
+                record.norms[site] = aggregate.length(aggregate.change(update.arrays, self.arrays))
+        except NoAnswer as error:
+            record.missing[site] = str(error)
+            self.say(f"round {record.number}: site {site}: {error}")
+        except DataError as error:
+            record.rejected[site] = str(error)
+            self.say(f"round {record.number}: rejected: {error}")
+        else:
+            record.updates[site] = update
+
+    def _asked(self, tasks: Mapping[int, bytes], action: Action, number: int) -> Sequence[Answer]:
+        if not tasks:
+            return []
+        found = self.fleet.ask(tasks, action=action, round=number, timeout_s=self.strategy.timeout_s)
+        return list(found)
+
+    def _score(self, record: Round) -> None:
+        """Take the scores of the weights that the round began with into account."""
+        scored = {s: u.metrics for s, u in record.updates.items() if "dice" in u.metrics}
+        if not scored:
+            return
+        worst = min(scored, key=lambda s: (scored[s]["dice"], s))
+        record.worst = worst
+        n = sum(m.get("n_validation", 0.0) for m in scored.values())
+        mean = sum(m["dice"] * m.get("n_validation", 0.0) for m in scored.values()) / max(n, 1.0)
+        record.score = scored[worst]["dice"] if self.strategy.best == "worst" else mean
+        if self.best is None or record.score > self.best:
+            self.best, self.best_round = record.score, record.of_round
+
+    def _last_look(self) -> None:
+        """Have the last round's weights scored, where that was not done."""
+        done = lines(self.folder)
+        if self.round == 0 or (done and done[-1]["action"] == "evaluate"):
+            return
+        record = Round(self.round + 1, "evaluate", self.round)
+        self._welcome(record)
+        here = self.roster.here(self.fleet.nodes())
+        self._collect({s: "evaluate" for s in here}, record, evaluate=True)
+        self._score(record)
+        self._save()
+        self._log(record)
+
+    def _spent(self) -> bool:
+        """Return whether one more round would pass the privacy budget; notes what was spent."""
+        p = self.strategy.privacy
+        if p is None or not p.noise:
+            return False
+        # a fixed number of sites is drawn, not each independently: nothing is gained by the drawing
+        spent = Accountant()
+        spent.add(p.noise, 1.0, self.round)
+        self.epsilon = spent.epsilon(p.delta)
+        spent.add(p.noise, 1.0)
+        nxt = spent.epsilon(p.delta)
+        if p.budget is not None and nxt > p.budget:
+            self.say(
+                f"ends after round {self.round}: another one would spend epsilon {nxt:.3g} of {p.budget:g}"
+            )
+            return True
+        return False
+
+    def _save(self) -> None:
+        facts = {"best": self.best, "best_round": self.best_round}
+        tensors = {k: torch.from_numpy(v) for k, v in self.arrays.items()}
+        best = self.best_round if self.best_round else None
+        checkpoints.save(self.folder / "checkpoints", Checkpoint(self.round, tensors, facts), best=best)
+
+    def _log(self, record: Round) -> None:
+        self._spent()
+        line = record.line(
+            best_round=self.best_round, sha256=exchange.digest(self.arrays), epsilon=self.epsilon
+        )
+        append(self.folder, line)
+        score = "" if record.score is None else f", Dice of round {record.of_round} {record.score:.3f}"
+        self.say(f"round {record.number}: {len(line['took_part'])} sites, {line['seconds']:.1f} s{score}")
+
+    def _late(self) -> list[str]:
+        """Return who answered an earlier question only now; what they sent is not used."""
+        site_of = {n: s for s, n in self.roster.node_of.items()}
+        late = sorted({site_of.get(a.node, f"node {a.node}") for a in self.fleet.late()})
+        for site in late:
+            self.say(f"an answer of site {site} came after its round and is ignored")
+        return late
+
+    def _deploy(self, plan: Plan) -> None:
+        """Write the model of the best round."""
+        from seguro.engine.model import save_model
+
+        chosen = self.best_round if self.strategy.best != "last" and self.best is not None else self.round
+        if chosen:
+            found = checkpoints.load(self.folder / "checkpoints", chosen)
+            exchange.incoming(self.method, self.averaged, {k: v.numpy() for k, v in found.tensors.items()})
+        averaged = dict(self.averaged.items())
+        modules = torch.nn.ModuleDict({n: averaged.get(n, m) for n, m in self.method.modules.items()})
+        segments = self.method.needs.segments
+        save_model(
+            self.folder / "model",
+            method=self.federation.method,
+            config=self.spec.config,
+            plan=plan,
+            predictor=self.method.predictor(modules) if segments else modules,
+        )
+        write_json(
+            self.folder / FINISHED,
+            {"round": chosen, "score": self.best, "rounds": self.round, "epsilon": self.epsilon},
+        )
+        self.say(f"model of round {chosen} in {self.folder / 'model'}")
