@@ -1,4 +1,4 @@
-"""Bring a published data set, as downloaded, into a layout that check and train read."""
+"""Bring DICOM series, or a published data set as downloaded, into a layout that check and train read."""
 
 from __future__ import annotations
 
@@ -9,15 +9,44 @@ import typer
 
 from seguro.cli.terminal import AsJson, DryRun, console, finish
 from seguro.core.errors import ConfigError
-from seguro.data.importers import MIN_MAX, TABLE, importer
+from seguro.data.importers import OPTIONS, TABLE, importer
+
+_FOR = {name: ", ".join(known) for name, known in OPTIONS.items()}
 
 
 def imports(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(TABLE)}.")],
-    source: Annotated[Path, typer.Argument(help="What was downloaded: an archive or a folder.")],
+    source: Annotated[Path, typer.Argument(help="What was downloaded or exported: an archive or a folder.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write the data set into.")] = None,
     min_max: Annotated[
-        bool, typer.Option("--min-max", help=f"Images to [0, 1] by their own range: {', '.join(MIN_MAX)}.")
+        bool, typer.Option("--min-max", help=f"Images to [0, 1] by their own range: {_FOR['min_max']}.")
+    ] = False,
+    resample: Annotated[
+        bool,
+        typer.Option(
+            "--resample",
+            help=f"Interpolate uneven gaps and gantry tilt away, where refused else: {_FOR['resample']}.",
+        ),
+    ] = False,
+    quarantine: Annotated[
+        bool,
+        typer.Option(
+            "--quarantine", help=f"Leave out damaged files and refused series: {_FOR['quarantine']}."
+        ),
+    ] = False,
+    keep_names: Annotated[
+        bool,
+        typer.Option(
+            "--keep-names",
+            help=f"Name cases after their folders (which may name patients): {_FOR['keep_names']}.",
+        ),
+    ] = False,
+    as_scanned: Annotated[
+        bool,
+        typer.Option(
+            "--as-scanned",
+            help=f"Keep the scanner's grid and values, not SSL-ALPNet's: {_FOR['as_scanned']}.",
+        ),
     ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -27,18 +56,28 @@ def imports(
 
     text = console(as_json)
     bring = importer(name)
-    if min_max and name not in MIN_MAX:
-        raise ConfigError(f"--min-max: {name} keeps its images; it is for {', '.join(MIN_MAX)}")
+    given = {
+        "min_max": min_max,
+        "resample": resample,
+        "quarantine": quarantine,
+        "keep_names": keep_names,
+        "as_scanned": as_scanned,
+    }
+    chosen = {option: True for option, value in given.items() if value}
+    for option in chosen:
+        if name not in OPTIONS[option]:
+            raise ConfigError(f"--{option.replace('_', '-')}: not for {name}; it is for {_FOR[option]}")
     if dry_run:
         text.print(f"would import {source} as {name}: {TABLE[name][1]}", markup=False)
         finish(text, result={"name": name, "source": str(source)}, as_json=as_json)
         return
-    found = bring(source, out, **({"min_max": True} if min_max else {}))
-    text.print(f"{found.n_cases} training cases in {found.folder}", markup=False)
+    found = bring(source, out, **chosen)
+    what = "training cases" if found.next == "train" else "images"
+    text.print(f"{found.n_cases} {what} in {found.folder}", markup=False)
     finish(
         text,
         result={"folder": str(found.folder), "n_cases": found.n_cases, "options": list(found.options)},
         as_json=as_json,
         warnings=list(found.notes),
-        then=" ".join(["seguro train", shlex.quote(str(found.folder)), *found.options]),
+        then=shlex.join(["seguro", found.next, str(found.folder), *found.options]),
     )

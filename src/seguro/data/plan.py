@@ -17,7 +17,8 @@ class Intensity(Record):
 
     zscore: each case by its own mean and standard deviation, after clipping to its own 0.5 and 99.5
         percentiles.
-    ct: clip to the training set's foreground percentiles, then its foreground mean and standard deviation.
+    ct: clip to the training set's foreground percentiles, then its foreground mean and standard deviation;
+        a channel named "pooled" is not clipped, and mean and standard deviation are those of all voxels.
     unit: divide by 255 (8-bit photographs).
     none: as stored.
     """

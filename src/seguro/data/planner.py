@@ -180,6 +180,9 @@ def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[
     if name.lower() in ("nonorm", "none"):
         reasons.append(f"channel {name}: as stored")
         return Intensity(name=name, scheme="none")
+    if name.lower() == "pooled":
+        reasons.append(f"channel {name}: one mean and standard deviation, of all voxels of all cases")
+        return _pooled(name, index, measured)
     samples = np.concatenate([m.foreground[index] for m in measured])
     if is_ct and in_hu and len(samples):
         low, high = (float(v) for v in np.percentile(samples, (0.5, 99.5)))
@@ -195,6 +198,16 @@ def _channel(name: str, index: int, measured: Sequence[Measured], reasons: list[
         f"channel {name}: {why}each case by its own mean and standard deviation, clipped to 0.5-99.5 %"
     )
     return Intensity(name=name, scheme="zscore")
+
+
+def _pooled(name: str, index: int, measured: Sequence[Measured]) -> Intensity:
+    """Return the scheme of SSL-ALPNet's CT: nothing is clipped, all cases share mean and deviation."""
+    n = np.array([np.prod(m.grid.shape) for m in measured], float)
+    mean = np.array([m.intensity[index]["mean"] for m in measured])
+    sd = np.array([m.intensity[index]["sd"] for m in measured])
+    middle = float(np.average(mean, weights=n))
+    variance = float(np.average(sd**2 + (mean - middle) ** 2, weights=n))
+    return Intensity(name=name, scheme="ct", mean=middle, sd=variance**0.5)
 
 
 def _mirror(

@@ -49,7 +49,8 @@ def scale(channel: NDArray[np.floating], how: Intensity) -> NDArray[np.float32]:
     if how.scheme == "unit":
         return x / np.float32(255)
     if how.scheme == "ct":
-        return (np.clip(x, how.low, how.high) - np.float32(how.mean)) / np.float32(max(how.sd, 1e-6))
+        x = x if how.low is None and how.high is None else np.clip(x, how.low, how.high)
+        return (x - np.float32(how.mean)) / np.float32(max(how.sd, 1e-6))
     low, high = np.percentile(x, CLIP)
     if high <= low:
         low, high = x.min(), x.max()

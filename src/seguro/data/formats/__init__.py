@@ -15,7 +15,7 @@ from seguro.core.files import MAX_FILE_BYTES
 from seguro.core.types import Grid, Source, ThreeF, Volume
 from seguro.data import geometry
 from seguro.data.formats import nifti, raster
-from seguro.data.formats.facts import Facts
+from seguro.data.formats.facts import DICOM_SUFFIXES, Facts
 
 __all__ = [
     "SUFFIXES",
@@ -49,6 +49,8 @@ def split_name(path: Path | str) -> tuple[str, str]:
 
 def _format(path: Path) -> ModuleType:
     suffix = split_name(path)[1]
+    if not suffix and path.suffix.lower() in DICOM_SUFFIXES:
+        raise DataError(f"{path}: a DICOM file; convert its series first: seguro import dicom {path.parent}")
     if not suffix:
         raise DataError(
             f"{path}: cannot read this file type; known are {', '.join(SUFFIXES)}: convert it first"

@@ -16,12 +16,16 @@ from seguro.core.types import Grid
 INTEGER_TOLERANCE = 1e-3
 """Label values this close to a whole number are rounded to it."""
 
+DICOM_SUFFIXES = (".dcm", ".ima", ".dicom", ".dic")
+DICOM_AT = 128
+"""Where the signature DICM stands."""
+
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89PNG", "a PNG picture"),
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"II*\x00", "a TIFF picture"),
     (0, b"MM\x00*", "a TIFF picture"),
-    (128, b"DICM", "a DICOM file"),
+    (DICOM_AT, b"DICM", "a DICOM file"),
     (0, b"\x89HDF", "an HDF5 file (MINC 2 or MATLAB 7.3 among others)"),
     (0, b"CDF\x01", "a NetCDF file (MINC 1 among others)"),
     (0, b"NRRD", "an NRRD file"),

@@ -366,3 +366,15 @@ def write(path: Path, array: NDArray[Any], source: Source) -> Path:
 def grid_of(header: Header) -> Grid:
     """Return the canonical grid that a header describes."""
     return geometry.to_canonical(np.broadcast_to(np.uint8(0), header.shape), header.affine)[1]
+
+
+def source_of(grid: Grid) -> Source:
+    """Return what is needed to write NIfTI files on a canonical grid that comes from no NIfTI file."""
+    affine = np.asarray(grid.affine, float)
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_shape(grid.shape[::-1])
+    header.set_zooms([float(v) for v in np.linalg.norm(affine[:3, :3], axis=0)])
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm")
+    return Source("nifti", ".nii.gz", grid.shape[::-1], header=header.binaryblock, affine=affine)

@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from seguro.core.errors import ConfigError
 
@@ -19,6 +20,12 @@ TABLE: dict[str, tuple[str, str]] = {
         "MALC brains: folder of NIfTI images and Neuromorphometrics labels",
     ),
     "covid": ("seguro.data.importers.covid", "MedSeg COVID-19 slices: folder of image and mask stacks"),
+    "dicom": ("seguro.data.importers.dicom", "DICOM series: any folder with them"),
+    "chaos": ("seguro.data.importers.chaos", "CHAOS T2-SPIR MR: folder with <id>/T2SPIR/DICOM_anon, Ground"),
+    "sabs": (
+        "seguro.data.importers.sabs",
+        "BTCV abdominal CT: folder with img and label of the training set",
+    ),
 }
 """Name -> module, and what it takes."""
 
@@ -31,11 +38,18 @@ class Imported:
     n_cases: int
     notes: tuple[str, ...] = ()
     options: tuple[str, ...] = field(default=())
-    """Of the `train` command that suits these data."""
+    """Of the next command, as suits these data."""
+    next: Literal["train", "check"] = "train"
 
 
-MIN_MAX = ("malc", "covid")
-"""Those whose `bring` takes `min_max=True`: images scaled to [0, 1] by their own range."""
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "min_max": ("malc", "covid"),
+    "resample": ("dicom",),
+    "quarantine": ("dicom",),
+    "keep_names": ("dicom",),
+    "as_scanned": ("chaos", "sabs"),
+}
+"""Argument of `bring` -> the importers that take it."""
 Bring = Callable[..., Imported]
 """(what was downloaded, folder to write or None for a default beside nothing of the source) -> Imported."""
 

@@ -18,6 +18,8 @@ from seguro.core.files import write_json
 NIFTI = (".nii", ".nii.gz")
 AS_STORED = "nonorm"
 """Name of a channel whose intensities the planner leaves as they are."""
+POOLED = "pooled"
+"""Name of a channel that the planner scales by one mean and standard deviation of all voxels of all cases."""
 
 
 @contextmanager
