@@ -45,9 +45,21 @@ def imports(
         bool,
         typer.Option(
             "--as-scanned",
-            help=f"Keep the scanner's grid and values, not SSL-ALPNet's: {_FOR['as_scanned']}.",
+            help=f"Keep the scanner's grid and values, not those of the paper: {_FOR['as_scanned']}.",
         ),
     ] = False,
+    regions: Annotated[
+        bool,
+        typer.Option(
+            "--regions", help=f"All modalities, overlapping regions; not one of each: {_FOR['regions']}."
+        ),
+    ] = False,
+    split: Annotated[
+        str | None, typer.Option(help=f"8/2 (default), 6/2/2 or 5-fold: {_FOR['split']}.")
+    ] = None,
+    split_seed: Annotated[
+        int | None, typer.Option(help=f"Order of the split; sorted when not given: {_FOR['split_seed']}.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -62,8 +74,11 @@ def imports(
         "quarantine": quarantine,
         "keep_names": keep_names,
         "as_scanned": as_scanned,
+        "regions": regions,
+        "split": split,
+        "split_seed": split_seed,
     }
-    chosen = {option: True for option, value in given.items() if value}
+    chosen = {option: value for option, value in given.items() if value is not None and value is not False}
     for option in chosen:
         if name not in OPTIONS[option]:
             raise ConfigError(f"--{option.replace('_', '-')}: not for {name}; it is for {_FOR[option]}")

@@ -26,6 +26,11 @@ TABLE: dict[str, tuple[str, str]] = {
         "seguro.data.importers.sabs",
         "BTCV abdominal CT: folder with img and label of the training set",
     ),
+    "brats": (
+        "seguro.data.importers.brats",
+        "BraTS tumors: folder with a folder per case, a file per modality",
+    ),
+    "liver": ("seguro.data.importers.liver", "Livers: folder of NIfTI images and labels, onto PFSeg's grid"),
 }
 """Name -> module, and what it takes."""
 
@@ -47,7 +52,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "resample": ("dicom",),
     "quarantine": ("dicom",),
     "keep_names": ("dicom",),
-    "as_scanned": ("chaos", "sabs"),
+    "as_scanned": ("chaos", "sabs", "brats", "liver"),
+    "regions": ("brats",),
+    "split": ("brats", "liver"),
+    "split_seed": ("brats", "liver"),
 }
 """Argument of `bring` -> the importers that take it."""
 Bring = Callable[..., Imported]

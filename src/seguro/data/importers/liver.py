@@ -1,0 +1,94 @@
+"""Livers on the grid of PFSeg's paper, whose own set is private: any folder of CT or MR with liver labels.
+
+1.5 mm voxels, 192 x 192 of them around the middle of the plane, the slices interpolated to 128, intensities
+in [0, 1]. Every positive label is liver, since tumors lie in it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from seguro.core.errors import DataError
+from seguro.data.formats import read_image, read_label, split_name, write_label, write_scores
+from seguro.data.importers import Imported
+from seguro.data.importers.building import AS_STORED, NIFTI, describe, files_below, says, whole
+from seguro.data.importers.division import divide
+from seguro.data.importers.pfseg_grid import published
+from seguro.data.phantom import write_nifti
+
+VOXEL_MM = 1.5
+_SUFFIX = re.compile(r"_(liver|seg|label|mask)$", re.I)
+_LABEL_FOLDER = r"(^|/)(labels?\w*|masks?|segmentations?)/"
+
+
+def bring(
+    source: Path,
+    out: Path | None = None,
+    *,
+    as_scanned: bool = False,
+    split: str = "8/2",
+    split_seed: int | None = None,
+) -> Imported:
+    """Return the data set in `source`, written as an MSD folder.
+
+    Args:
+        source: folder with NIfTI images and labels; a label has its image's name, perhaps with _liver, _seg,
+            _label or _mask, and may lie in a folder called labels or the like (as MSD's Task03_Liver).
+        out: folder to write; ./Liver by default.
+        as_scanned: keep grid and intensities; else the published ones.
+        split: 8/2, 6/2/2 or 5-fold.
+        split_seed: of the split's order; None: sorted.
+
+    Raises:
+        DataError: a label without image or the reverse, other grids, or a field of view below 288 mm.
+        ConfigError: an unknown split.
+    """
+    target = out or Path("Liver")
+    pairs = _pairs(source)
+    sides = divide(list(pairs), split, seed=split_seed)
+    with whole(target, source) as folder:
+        for name, (image_path, label_path) in pairs.items():
+            end = "Ts" if name in sides.test else "Tr"
+            image = read_image([image_path])
+            label = (read_label(label_path, like=image.grid).array > 0).astype(np.uint8)
+            files = folder / f"images{end}" / f"{name}.nii.gz", folder / f"labels{end}" / f"{name}.nii.gz"
+            if as_scanned:
+                write_scores(files[0], image.array[0], image.source)
+                write_label(files[1], label, image.source)
+                continue
+            array, mask, spacing = published(image.array, label, image.grid, name, isotropic=VOXEL_MM)
+            write_nifti(files[0], array, spacing=spacing)
+            write_nifti(files[1], np.asarray(mask), spacing=spacing)
+        describe(
+            folder,
+            name="Liver",
+            description="Liver against everything else",
+            modality="CT" if as_scanned else AS_STORED,
+            labels={0: "background", 1: "liver"},
+            train=list(sides.train),
+        )
+        sides.write(folder)
+    notes = (f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test",)
+    return Imported(target, len(sides.train), notes, options=("--method", "pfseg"))
+
+
+def _pairs(source: Path) -> dict[str, tuple[Path, Path]]:
+    """Return image and label of every case, sorted by id."""
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for path in files_below(source, NIFTI):
+        stem = split_name(path)[0]
+        is_label = says(path, source, _LABEL_FOLDER) or _SUFFIX.search(stem) is not None
+        name = _SUFFIX.sub("", stem) if is_label else stem
+        known = labels if is_label else images
+        if name in known:
+            raise DataError(f"{path} and {known[name]}: two {'labels' if is_label else 'images'} of {name}")
+        known[name] = path
+    lacking = sorted(set(images) ^ set(labels))
+    if lacking:
+        what = "label" if lacking[0] in images else "image"
+        raise DataError(f"{source}: {len(lacking)} cases are not whole, first {lacking[0]}, without {what}")
+    return {n: (images[n], labels[n]) for n in sorted(images)}
