@@ -29,6 +29,7 @@ from seguro.inference.ensemble import Ensemble, along, empty_label
 from seguro.inference.fewshot import bind, quality_flags, refuse_unsupported, snapped
 from seguro.inference.inputs import Item, Repair, from_paths, readable, refuse_unsafe
 from seguro.inference.record import Predicted, doubt_csv, load, plain, quality_csv, volumes_csv
+from seguro.inference.refine import BLOCKS, refined
 from seguro.inference.tiling import planned_slabs
 
 __all__ = ["CaseProgress", "Predicted", "PredictionReport", "planned_slabs", "predict"]
@@ -90,6 +91,8 @@ def predict(
     snap: float = 0.0,
     largest: bool = False,
     doubt: bool = False,
+    second: Path | None = None,
+    blocks: int = BLOCKS,
     progress: Callable[[CaseProgress], None] | None = None,
     warnings: Warnings | None = None,
 ) -> PredictionReport:
@@ -116,6 +119,8 @@ def predict(
         snap: how far probabilities are drawn to the mean of their superpixel, 0 to 1.
         largest: keep only the largest connected part of each class.
         doubt: also write `doubt/<id>` (percent, 0 to 100) and doubt.csv: which slices to look at first.
+        second: run or model that does the most uncertain blocks of whole-volume predictions again.
+        blocks: how many, at most.
         progress: told where the work stands.
         warnings: collects notes for the end of the command.
 
@@ -129,6 +134,9 @@ def predict(
         torch.set_num_threads(threads)
     runtime = Runtime(device, precision)
     loaded = [load_model(path, runtime.device) for path in models]
+    if second is not None:
+        fine = load_model(second, runtime.device)
+        loaded = [refined(m, fine, blocks=blocks) for m in loaded]
     seen = None
     if support is not None:
         loaded = [bind(m, support) for m in loaded]

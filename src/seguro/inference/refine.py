@@ -23,6 +23,8 @@ from seguro.inference.decision import probabilities
 from seguro.inference.sliding import padded, window_starts
 from seguro.methods.contract import Predictor, Support, Whole, Windows
 
+BLOCKS = 8
+"""How many unless told otherwise."""
 OVERLAP = 0.5
 """Of neighboring candidates for a block."""
 CERTAIN = 1e-3
