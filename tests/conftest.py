@@ -36,3 +36,32 @@ def flat_folder(tmp_path_factory) -> Path:
     from seguro.data import phantom
 
     return phantom.write_png(tmp_path_factory.mktemp("data") / "flat", n_labelled=6, seed=3)
+
+
+@pytest.fixture(scope="session")
+def few_shot_run(phantom_folder, tmp_path_factory) -> Path:
+    """A run of the few-shot method on the phantom set, untrained: enough for everything but scores."""
+    import torch
+
+    from seguro import api
+    from seguro.data.planner import PlanOptions
+    from seguro.engine.model import save_model
+    from seguro.methods import get
+    from seguro.networks import build
+
+    folder = tmp_path_factory.mktemp("few") / "phantom.seguro"
+    _, _, plan = api.plan(phantom_folder, out=folder, options=PlanOptions(memory_gib=0.01, batch=2, dims=2))
+    kind = get("alpnet")
+    config = kind.Config.model_validate(kind.presets["tiny"])
+    torch.manual_seed(0)
+    method = kind(config, plan, build)
+    run = folder / "runs" / "few"
+    save_model(
+        run / "model",
+        method="alpnet",
+        config=config.model_dump(mode="json"),
+        plan=plan,
+        predictor=method.predictor(method.modules),
+    )
+    (run / "config.yaml").write_text("fold: '0'\n")
+    return run

@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "Write the preprocessed cases that training reads.",
     "train": "Train a model; runs check, plan and prepare first where they are missing.",
     "predict": "Segment scans with one or more trained models.",
+    "refine": "Predict again after a slice was corrected by hand, without training; can be undone.",
     "evaluate": "Score predictions against reference labels.",
     "attack": "Measure what attacks or corruptions leave of a model's Dice.",
     "compare": "Compare the scores, or the robustness, of several runs with paired tests.",

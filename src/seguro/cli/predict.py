@@ -88,10 +88,40 @@ def predict(
     repair: Annotated[
         str | None, typer.Option(help="nan=min: replace NaN and infinite voxels of IMAGES.")
     ] = None,
+    support: Annotated[
+        list[str] | None,
+        typer.Option(help="Annotated scan whose structure is looked for; repeatable. Or the hash of one."),
+    ] = None,
+    support_label: Annotated[
+        list[Path] | None, typer.Option(help="Mask of the --support in the same place; repeatable.")
+    ] = None,
+    support_class: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE in the masks; all values when none is given.")
+    ] = None,
+    support_slices: Annotated[
+        str | None,
+        typer.Option(help="Annotated slices: auto, labelled, all, or numbers from 0 as the file counts."),
+    ] = None,
+    snap: Annotated[
+        float, typer.Option(min=0, max=1, help="Draw probabilities to the mean of their superpixel.")
+    ] = 0.0,
+    largest: Annotated[
+        bool, typer.Option("--largest", help="Keep only the largest connected part of each class.")
+    ] = False,
+    doubt: Annotated[
+        bool, typer.Option("--doubt", help="Also write where it may be wrong: doubt/ID and doubt.csv.")
+    ] = False,
+    second: Annotated[
+        Path | None,
+        typer.Option(help="A model in windows that does the most uncertain blocks of a pfseg model again."),
+    ] = None,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Of --second: how many at most; 8.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict; ends with exit code 2 when a case could not be used, after all others are done."""
+    from dataclasses import replace
+
     from rich.markup import escape
 
     from seguro.core.types import Warnings
@@ -100,11 +130,19 @@ def predict(
         raise ConfigError(f"--precision {precision}: expected 32, bf16-mixed or 16-mixed")
     if every is not None and not pictures:
         raise ConfigError(f"--every {every}: it says which slices --pictures draws; give that too")
+    if blocks is not None and second is None:
+        raise ConfigError(f"--blocks {blocks}: it says how much --second does again; give that too")
     size = three(spacing)
+    if not support and (support_label or support_class or support_slices):
+        raise ConfigError(
+            "--support-label, --support-class and --support-slices say more of a --support: give it"
+        )
     _refuse_repair(repair, from_manifest=data is not None or cases is not None)
     text = console(as_json)
     models, images = split(paths, also or [], from_manifest=data is not None or cases is not None)
     tasks = tasks_of(models, images, data=data, cases=cases, out=out, data_root=data_root)
+    if second is not None and out is None:  # beside what the model predicted alone
+        tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-second")) for t in tasks]
     for task in tasks:
         names = " + ".join(str(m) for m in task.models)
         count = "" if task.n is None else f"{task.n} case{'s' * (task.n != 1)}, "
@@ -116,15 +154,25 @@ def predict(
             as_json=as_json,
         )
         return
+    from seguro.api.support import support_of
     from seguro.inference.predict import predict as run
+    from seguro.inference.refine import BLOCKS
 
     reports, warnings = [], Warnings()
     for task in tasks:
+        bank = None
+        if support:
+            bank = support_of(
+                task.models[0], task.out, support, support_label or (), classes=support_class or (),
+                slices=support_slices or "auto", spacing=size,
+            )  # fmt: skip
+            text.print(f"support {bank.hash[:12]}: {escape(', '.join(bank.classes.foreground))}")
         with bar(text) as progress:
             report = run(
                 task.models, task.inputs, task.out, device=device, precision=precision,  # type: ignore[arg-type]
                 flips=flips, overlap=overlap, probabilities=probabilities, batch=batch, threads=threads,
-                spacing=size, repair="nan=min" if repair else None, progress=progress, warnings=warnings,
+                spacing=size, repair="nan=min" if repair else None, support=bank, snap=snap, largest=largest,
+                doubt=doubt, second=second, blocks=blocks or BLOCKS, progress=progress, warnings=warnings,
             )  # fmt: skip
         show(text, report)
         reports.append(report)
@@ -267,7 +315,7 @@ def show(text: Console, report: PredictionReport) -> None:
         text.print(f"  [red]failed[/] {escape(case)}: {escape(reason)}")
     flagged = [c for c in report.cases if c.flags]
     if flagged:
-        text.print(f"{len(flagged)} unlike the training data:")
+        text.print(f"{len(flagged)} to be looked at:")
     for predicted in flagged[:SHOWN]:
         text.print(f"  [yellow]{escape(predicted.id)}[/]: {escape('; '.join(predicted.flags))}")
     if max(len(flagged), len(report.failed)) > SHOWN:

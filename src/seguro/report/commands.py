@@ -38,6 +38,10 @@ PREDICT_OPTIONS = {
     "batch": None,
     "device": None,
     "precision": "32",
+    "support": None,
+    "snap": 0.0,
+    "largest": False,
+    "doubt": False,
 }
 """Options of `seguro predict` by the names that its stage records, with what is not written out."""
 CASES = ("test", "validation", "train", "unlabelled")
