@@ -8,17 +8,21 @@ import pytest
 import typer
 from click import Context, Parameter
 
-from seguro.cli.main import COMMANDS, app
+from seguro.cli.main import COMMANDS, GROUPS, app
 
 PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
-GROUPS = {
+HEADINGS = {
     "Scans": ("check", "plan", "prepare"),
     "Learning": ("train",),
+    "Over many sites": ("federate",),
     "Using a model": ("predict",),
     "Judging it": ("evaluate", "attack", "compare", "report"),
 }
 """Heading -> commands; those that are in no group come last."""
 LAST = "Around it"
+SAID = COMMANDS | {f"{g} {c}": text for g, inner in GROUPS.items() for c, text in inner.items()}
+NAMES = [n for n in SAID if n not in GROUPS]
+"""Commands with options, those of a group after its name."""
 COMMON = {"--dry-run", "--json", "--help"}
 HEAD = """# Commands
 
@@ -30,13 +34,15 @@ the next command. Exit codes: 0 ok, 1 usage, 2 data, 3 internal.
 
 
 def parameters(name: str) -> list[Parameter]:
-    group = typer.main.get_command(app)
-    return group.get_command(Context(group), name).params
+    command = typer.main.get_command(app)
+    for word in name.split():
+        command = command.get_command(Context(command), word)
+    return command.params
 
 
 def grouped() -> dict[str, list[str]]:
-    known = {c for names in GROUPS.values() for c in names}
-    groups = {title: [c for c in names if c in COMMANDS] for title, names in GROUPS.items()}
+    known = {c for names in HEADINGS.values() for c in names}
+    groups = {title: [c for c in names if c in COMMANDS] for title, names in HEADINGS.items()}
     return groups | {LAST: [c for c in COMMANDS if c not in known]}
 
 
@@ -45,12 +51,12 @@ def page() -> str:
     parts = [HEAD]
     for title, names in grouped().items():
         parts.append(f"## {title}\n")
-        for name in names:
+        for name in (n for c in names for n in ([f"{c} {i}" for i in GROUPS[c]] if c in GROUPS else [c])):
             found = parameters(name)
             words = [_argument(p) for p in found if p.param_type_name == "argument"]  # they come first
             said = [f"{w}: {_cell(p.help)}" for w, p in zip(words, found, strict=False)]
             parts.append(f"### `{' '.join(['seguro', name, *words])}`\n")
-            parts.append("  \n".join([COMMANDS[name], *said]) + "\n")
+            parts.append("  \n".join([SAID[name], *said]) + "\n")
             rows = [
                 f"| `{' / '.join([*p.opts, *p.secondary_opts])}` | {_cell(p.help)} |"
                 for p in found
@@ -74,7 +80,7 @@ def test_the_page_is_what_the_commands_say():
     assert PAGE.read_text() == page(), "write it again: python tests/cli/test_commands_page.py"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_and_option_is_on_the_page(name):
     text = PAGE.read_text()
     section = text.split(f"### `seguro {name}")[1].split("\n##")[0]

@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Choose spacing, patch, network depth, folds from the training cases.",
     "prepare": "Write the preprocessed cases that training reads.",
     "train": "Train a model; runs check, plan and prepare first where they are missing.",
+    "federate": "Train one model over many sites whose data stay where they are.",
     "predict": "Segment scans with one or more trained models.",
     "refine": "Predict again after a slice was corrected by hand, without training; can be undone.",
     "evaluate": "Score predictions against reference labels.",
@@ -27,6 +28,12 @@ COMMANDS = {
     "demo": "Go the whole way on a dozen made subjects in a few minutes.",
     "doctor": "Say what this machine and installation can do.",
 }
+GROUPS = {
+    "federate": {
+        "simulate": "Train over sites on this machine: the same as over real ones, without a network.",
+    },
+}
+"""Commands that have commands of their own, each in a file `<group>_<command>.py`."""
 FILES = {"import": "imports"}
 """Files and functions of commands that cannot be named as the command."""
 EXIT_USAGE, EXIT_DATA, EXIT_INTERNAL = 1, 2, 3
@@ -35,15 +42,25 @@ EXIT_USAGE, EXIT_DATA, EXIT_INTERNAL = 1, 2, 3
 class _Lazy(TyperGroup):
     """Imports a command's file only when that command is called or its own help is asked for."""
 
+    @property
+    def table(self) -> dict[str, str]:
+        """Commands of this group and what they do."""
+        return GROUPS.get(self.name or "", COMMANDS)
+
     def list_commands(self, ctx: Context) -> list[str]:
-        return list(COMMANDS)
+        return list(self.table)
 
     def get_command(self, ctx: Context, cmd_name: str) -> Any:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in self.table:
             return None
-        file = FILES.get(cmd_name, cmd_name)
-        module = importlib.import_module(f"seguro.cli.{file}")
-        function = getattr(module, file)
+        if self.table is COMMANDS and cmd_name in GROUPS:
+            group = typer.Typer(cls=_Lazy, name=cmd_name, add_completion=False, no_args_is_help=True)
+            group.callback(help=COMMANDS[cmd_name])(_root)
+            return typer.main.get_command(group)
+        name = FILES.get(cmd_name, cmd_name)
+        inner = self.table is not COMMANDS
+        module = importlib.import_module(f"seguro.cli.{self.name}_{name}" if inner else f"seguro.cli.{name}")
+        function = getattr(module, name)
         app = typer.Typer(add_completion=False)
         app.command(name=cmd_name, help=module.__doc__)(function)
         command = typer.main.get_command(app)
@@ -55,12 +72,18 @@ class _Lazy(TyperGroup):
 
     def format_commands(self, ctx: Context, formatter: Any) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(self.table.items()))
 
     def format_help(self, ctx: Context, formatter: Any) -> None:
-        formatter.write_text("seguro segments medical images when the textbook setting fails.")
+        inner = self.table is not COMMANDS
+        formatter.write_text(
+            COMMANDS[str(self.name)]
+            if inner
+            else "seguro segments medical images when the textbook setting fails."
+        )
         formatter.write_paragraph()
-        formatter.write_text("Usage: seguro COMMAND [OPTIONS] ...   (seguro COMMAND --help)")
+        command = f"seguro {self.name} COMMAND" if inner else "seguro COMMAND"
+        formatter.write_text(f"Usage: {command} [OPTIONS] ...   ({command} --help)")
         self.format_commands(ctx, formatter)
         formatter.write_paragraph()
         formatter.write_text("Exit codes: 0 ok, 1 usage, 2 data, 3 internal.")

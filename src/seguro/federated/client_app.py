@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast, get_args
+from typing import Protocol, cast, get_args
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -25,7 +25,14 @@ class SiteFailed(RuntimeError):
     """What goes over the network in place of an error of ours: it has no text, so it cannot leak."""
 
 
-def made(site_of: Callable[[Context], Site]) -> ClientApp:
+class Answering(Protocol):
+    """A site, or what stands for it."""
+
+    def answer(self, data: bytes) -> bytes:
+        """Return the answer to the task in `data`."""
+
+
+def made(site_of: Callable[[Context], Answering]) -> ClientApp:
     """Return the client app that answers every kind of message as the site of its context."""
     app = ClientApp()
 

@@ -34,7 +34,7 @@ KEYS = (
 )
 LEVELS = (0.0, 5.0, 25.0, 50.0, 75.0, 95.0, 100.0)
 """Percentiles over a site's cases."""
-VOXEL_LEVELS = (0.0, 0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5, 100.0)
+VOXEL_LEVELS = (0.5, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 99.5)
 """Percentiles over the voxels of all its cases' foreground together."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
@@ -19,6 +20,8 @@ from seguro.federated.message import Action
 RECORD, ARRAY = "seguro", "message"
 TYPES: Mapping[Action, str] = {"join": "query", "agree": "query", "train": "train", "evaluate": "evaluate"}
 """Our actions as Flower's message types."""
+CLIENT_RAISED = 2
+"""Flower's code for a client app that raised."""
 POLL_S = 0.5
 KEPT_ROUNDS = 3
 """For so many questions back, answers that come late are still fetched, to be named and dropped."""
@@ -115,14 +118,14 @@ class InProcess(Grid):
 
     Args:
         clients: node id -> client app and its node configuration.
-        silent: node ids that never answer; for tests of what is missing.
+        parallel: all at the same time, in threads; only where each client works in a process of its own.
     """
 
     def __init__(
-        self, clients: Mapping[int, tuple[Client, Mapping[str, str]]], *, silent: Sequence[int] = ()
+        self, clients: Mapping[int, tuple[Client, Mapping[str, str]]], *, parallel: bool = False
     ) -> None:
         self.clients = dict(clients)
-        self.silent = set(silent)
+        self.parallel = parallel
         self._pushed: dict[str, Message] = {}
         # a message cannot be made outside a run without this; there is no public way
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
@@ -162,21 +165,19 @@ class InProcess(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Return the answers; a client app that raises is an error, as in a deployment."""
-        out = []
-        for key in list(message_ids):
-            message = self._pushed[key]
-            node = message.metadata.dst_node_id
-            if node in self.silent or node not in self.clients:
-                continue
-            client, config = self.clients[node]
-            context = Context(1, node, dict(config), RecordDict(), {})
-            del self._pushed[key]
-            try:
-                out.append(client(message, context))
-            except Exception as error:  # noqa: BLE001  as Flower's own nodes do: an error is an answer
-                reason = type(error).__name__
-                out.append(Message(Error(code=2, reason=reason), reply_to=message))
-        return out
+        messages = [self._pushed.pop(key) for key in message_ids]
+        if not self.parallel:
+            return [self._handled(message) for message in messages]
+        with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
+            return list(pool.map(self._handled, messages))
+
+    def _handled(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        client, config = self.clients[node]
+        try:
+            return client(message, Context(1, node, dict(config), RecordDict(), {}))
+        except Exception as error:  # noqa: BLE001  as Flower's own nodes do: an error is an answer
+            return Message(Error(code=CLIENT_RAISED, reason=type(error).__name__), reply_to=message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

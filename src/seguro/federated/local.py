@@ -27,6 +27,7 @@ from seguro.engine.loop import Loop
 from seguro.engine.runtime import Precision, Runtime
 from seguro.federated import aggregate, compression, exchange, privacy
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
+from seguro.federated.strategies import Federation
 from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get
 from seguro.methods.contract import Method
@@ -47,6 +48,10 @@ class Spec(Record):
     optimiser: Literal["keep", "reset"] = "keep"
     coding: Literal["none", "fp16", "int8"] = "none"
     clip: float | None = None
+    """Length that a site's change is cut to before it leaves."""
+    noise: float | None = None
+    epsilon: float | None = None
+    """What the server says of privacy; a site's policy may ask for it."""
 
     @classmethod
     def of(cls, task: Task) -> Spec:
@@ -58,10 +63,30 @@ class Spec(Record):
         try:
             return cls.model_validate(task.config["spec"])
         except (ValidationError, KeyError) as error:
-            raise Refusal("the run is described in a way that this version does not know") from error
+            raise Refusal("the run has fields that this version of seguro does not know") from error
+
+    @classmethod
+    def settled(cls, federation: Federation, plan: Plan) -> Spec:
+        """Return the spec of a federation under its plan."""
+        f, s = federation, federation.strategy
+        return cls(
+            method=f.method,
+            config=f.config,
+            rounds=f.rounds,
+            updates=f.updates,
+            batch=f.batch or plan.batch,
+            seed=f.seed,
+            prox=s.prox,
+            personal=s.personal,
+            optimiser=s.optimiser,
+            coding=s.coding,
+            clip=s.privacy.clip if s.privacy else None,
+            noise=s.privacy.noise if s.privacy else None,
+            epsilon=s.privacy.budget if s.privacy else None,
+        )
 
     def check(self, plan: Plan) -> None:
-        """Refuse a method that is not here, its settings, or a plan of dimensions that it does not work in."""
+        """Refuse a method that is not here, its settings, or a plan of other dimensions than its own."""
         if self.method not in TABLE:
             raise Refusal(f"no method {self.method} here; known are {', '.join(TABLE)}")
         kind = get(self.method)

@@ -131,7 +131,7 @@ class Server:
     def begin(self, plan: Plan) -> None:
         """Take up the last checkpoint, or the weights that everyone begins with."""
         self._plan = plan
-        self.spec = self._spec(plan)
+        self.spec = Spec.settled(self.federation, plan)
         self.method = self.spec.made(plan)
         run = LoopRun(self.method, Runtime("cpu", "32"), seed=0, batch=self.spec.batch, updates=1)
         self.averaged = run.averaged
@@ -197,22 +197,6 @@ class Server:
             text = "\n  ".join(changed)
             raise ConfigError(f"{self.folder} was made with other settings:\n  {text}\nuse another folder")
 
-    def _spec(self, plan: Plan) -> Spec:
-        f, s = self.federation, self.strategy
-        return Spec(
-            method=f.method,
-            config=f.config,
-            rounds=f.rounds,
-            updates=f.updates,
-            batch=f.batch or plan.batch,
-            seed=f.seed,
-            prox=s.prox,
-            personal=s.personal,
-            optimiser=s.optimiser,
-            coding=s.coding,
-            clip=s.privacy.clip if s.privacy else None,
-        )
-
     def _join(self, record: Round) -> None:
         """Ask the nodes that are new who they are."""
         online = self.fleet.nodes()
@@ -234,7 +218,10 @@ class Server:
         site_of = {
             n: s for s, n in self.roster.node_of.items() if s not in self.roster.agreed and n in online
         }
-        config = {"plan": plan.model_dump(mode="json"), "spec": self._spec(plan).model_dump(mode="json")}
+        config = {
+            "plan": plan.model_dump(mode="json"),
+            "spec": Spec.settled(self.federation, plan).model_dump(mode="json"),
+        }
         task = message.to_bytes(Task(self.federation.run, 0, "agree", config=config))
         for answer in self._asked({n: task for n in site_of}, "agree", 0):
             site = site_of[answer.node]

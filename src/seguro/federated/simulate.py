@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from flwr.app import Context
 
-from seguro.federated.client_app import cached, made
+from seguro.federated.client_app import Answering, made
 from seguro.federated.grid import GridFleet, InProcess
 from seguro.federated.rounds import Server
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation
+from seguro.federated.worker import Worker
 
 
 def simulate(
@@ -19,6 +21,7 @@ def simulate(
     sites: Mapping[str, Site],
     folder: Path,
     *,
+    processes: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Run `federation` over `sites` and return its folder; deterministic, one site after the other.
@@ -27,12 +30,18 @@ def simulate(
         federation: every choice; its `sites` are the keys of `sites`.
         sites: by name.
         folder: of the run.
+        processes: each site in a process of its own, all at the same time; the weights are the same.
         say: takes lines for people.
     """
+    with ExitStack() as stack:
+        answering: dict[str, Answering] = dict(sites)
+        if processes:
+            answering = {name: stack.enter_context(Worker(site)) for name, site in sites.items()}
 
-    def site_of(context: Context) -> Site:
-        return sites[str(context.node_config["site"])]
+        def site_of(context: Context) -> Answering:
+            return answering[str(context.node_config["site"])]
 
-    client = made(cached(site_of))
-    nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
-    return Server(federation, folder, GridFleet(InProcess(nodes)), say).run()
+        client = made(site_of)
+        nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
+        grid = InProcess(nodes, parallel=processes)
+        return Server(federation, folder, GridFleet(grid), say).run()

@@ -1,0 +1,227 @@
+"""Federated training on this machine: options settled, sites found or made of one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from pydantic import ValidationError
+
+from seguro.api.configuration import TrainOptions, configure
+from seguro.api.workspace import Say, manifest_of, named, quiet, workspace_of
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import write_json, write_text
+from seguro.core.seeds import generator
+from seguro.core.stage import locked
+from seguro.core.types import Case, Manifest
+
+if TYPE_CHECKING:
+    from seguro.federated.cost import Foretold
+    from seguro.federated.site import Site
+    from seguro.federated.strategies import Federation
+
+
+@dataclass(frozen=True)
+class FederateOptions:
+    """What a federated run is made of, besides the data."""
+
+    method: str = "supervised"
+    preset: str = "auto"
+    network: str | None = None
+    settings: Mapping[str, Any] | None = None
+    rounds: int = 20
+    updates: int = 50
+    """Local updates of a site in a round."""
+    batch: int | None = None
+    seed: int = 0
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `federated.strategies.Strategy`."""
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the plan's options that are not left to the data."""
+    name: str | None = None
+    device: str = "cpu"
+    processes: bool = False
+    """Each site in a process of its own."""
+
+
+def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
+    """Return the federation of `options` over `sites`, the method's config resolved.
+
+    Raises:
+        ConfigError: fields that are unknown or out of range; each is listed.
+    """
+    from seguro.federated.strategies import Federation
+
+    wanted = TrainOptions(
+        method=options.method, preset=options.preset, network=options.network, settings=options.settings
+    )
+    preset, config = configure(wanted, gpu=options.device.startswith("cuda"))
+    noisy = bool(options.strategy.get("privacy"))
+    try:
+        return Federation.model_validate(
+            {
+                "run": named(options.name or f"federated-{options.method}"),
+                "method": options.method,
+                "preset": preset,
+                "config": config.model_dump(mode="json"),
+                "rounds": options.rounds,
+                "updates": options.updates,
+                "batch": options.batch,
+                "seed": options.seed,
+                "noise_seed": options.seed if noisy else None,
+                "sites": sorted(sites),
+                "plan": dict(options.plan),
+                "strategy": dict(options.strategy),
+            }
+        )
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("options of the federation:\n  " + "\n  ".join(lines)) from error
+
+
+def run_folder(data: Sequence[Path], options: FederateOptions, out: Path | None = None) -> Path:
+    """Return the run's folder: in the workspace of one data set, or in `out` for several folders."""
+    name = named(options.name or f"federated-{options.method}")
+    if len(data) == 1:
+        return workspace_of(data[0], out) / "runs" / name
+    return (out or Path()) / name
+
+
+def sites_of(
+    data: Sequence[Path],
+    folder: Path,
+    options: FederateOptions,
+    *,
+    sites: str | None = None,
+    say: Say = quiet,
+) -> dict[str, Site]:
+    """Return the sites on this machine by name: one per folder, or parts of one data set.
+
+    Args:
+        data: folders of data, each a site named as its folder; or one folder that `sites` divides.
+        folder: the run's, under which the sites write, each in `sites/<name>`.
+        options: give the seed of the dealing, and the device.
+        sites: of one folder: a number (its patients are dealt out), or None for those its cases name.
+        say: takes lines for people.
+
+    Raises:
+        ConfigError: one site only, or two of one name.
+        DataError: a data set that cannot be divided so.
+    """
+    from seguro.federated.site import Site
+
+    def made(name: str, source: Path) -> Site:
+        return Site(
+            name,
+            source,
+            folder / "sites" / name,
+            device=options.device,
+            say=lambda line: say(f"{name}: {line}"),
+        )
+
+    if len(data) > 1:
+        if sites is not None:
+            raise ConfigError(f"--sites {sites} divides one data set; here are {len(data)} folders")
+        names = [named(d.resolve().name) for d in data]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"two site folders have one name: {', '.join(sorted(names))}")
+        return {name: made(name, Path(d)) for name, d in zip(names, data, strict=True)}
+    from seguro.data import manifest as manifests
+
+    manifest = manifest_of(data[0], folder.parent.parent)
+    parts = _parts(manifest, sites, options.seed)
+    for name, cases in parts.items():
+        own = manifest.model_copy(update={"cases": cases, "name": name, "splits_sha256": None})
+        manifests.save(own, folder / "sites" / name / "check" / manifests.FILE)
+    return {name: made(name, folder / "sites" / name) for name in sorted(parts)}
+
+
+def _parts(manifest: Manifest, sites: str | None, seed: int) -> dict[str, tuple[Case, ...]]:
+    """Return the training cases of each site; all scans of a patient are at one site."""
+    cases = (*manifest.of("train"), *manifest.of("unlabelled"))
+    if sites is None:
+        names = sorted({c.site for c in cases})
+        if len(names) < 2:
+            raise ConfigError(f"{manifest.name} names one site only; say how many to make of it: --sites 4")
+        return {n: tuple(c for c in cases if c.site == n) for n in names}
+    if not sites.isdigit() or int(sites) < 2:
+        raise ConfigError(f"--sites {sites}: expected a number from 2 up")
+    n = int(sites)
+    labelled = sorted({c.patient for c in cases if c.label is not None})
+    others = sorted({c.patient for c in cases} - set(labelled))
+    rng = generator(seed, "sites")
+    dealt = [str(p) for group in (labelled, others) for p in rng.permutation(np.array(group, dtype=str))]
+    if len(dealt) < n:
+        raise DataError(f"{manifest.name}: {len(dealt)} patients cannot be dealt to {n} sites")
+    site_of = {patient: f"site{i % n + 1}" for i, patient in enumerate(dealt)}
+    return {f"site{k + 1}": tuple(c for c in cases if site_of[c.patient] == f"site{k + 1}") for k in range(n)}
+
+
+def simulate(
+    data: Sequence[Path],
+    options: FederateOptions,
+    *,
+    out: Path | None = None,
+    sites: str | None = None,
+    say: Say = quiet,
+) -> Path:
+    """Train over sites on this machine and return the run's folder; the same call goes on where it stopped.
+
+    Args:
+        data: one folder per site, or one folder to divide.
+        options: of the run.
+        out: workspace of one data set; folder for the run of several.
+        sites: how one folder is divided, see `sites_of`.
+        say: takes lines for people.
+    """
+    from seguro.federated.simulate import simulate as run
+
+    folder = run_folder(data, options, out)
+    found = sites_of(data, folder, options, sites=sites, say=say)
+    settled = federation(options, list(found))
+    with locked(folder):
+        run(settled, found, folder, processes=options.processes, say=say)
+        _told(folder, settled, found)
+    return folder
+
+
+def _told(folder: Path, settled: Federation, sites: Mapping[str, Site]) -> None:
+    """Write what other commands read of a run: its options, and the cases that were held out anywhere."""
+    facts = settled.model_dump(mode="json")
+    write_text(folder / "config.yaml", yaml.safe_dump(facts, sort_keys=False))
+    split = [site.cases() for site in sites.values()]
+    sides = {
+        "train": sorted(c.id for train, _ in split for c in train),
+        "validation": sorted(c.id for _, held_out in split for c in held_out),
+    }
+    write_json(folder / "cases.json", sides)
+
+
+def foretell(
+    data: Sequence[Path],
+    options: FederateOptions,
+    *,
+    out: Path | None = None,
+    sites: str | None = None,
+    say: Say = quiet,
+) -> Foretold:
+    """Check every site's data, make the plan, time a few updates; what is written is removed again.
+
+    Raises:
+        DataError: a site whose data cannot be used, or sites that do not fit together.
+    """
+    import tempfile
+
+    from seguro.federated.cost import foretold
+
+    with tempfile.TemporaryDirectory() as temporary:
+        name = named(options.name or f"federated-{options.method}")
+        found = sites_of(data, Path(temporary) / "runs" / name, options, sites=sites, say=say)
+        return foretold(federation(options, list(found)), found, Path(temporary) / "store")
+
+
+__all__ = ["FederateOptions", "federation", "foretell", "run_folder", "simulate", "sites_of"]

@@ -1,0 +1,135 @@
+"""Train over sites on this machine: the same server and sites as over a network, in one process."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from seguro.api.federation import FederateOptions
+
+STRATEGY = (
+    "One field of the strategy: aggregate=trimmed, trim=0.2, norm_bound=2, prox=0.01, personal=norm, "
+    "fraction=0.5, quorum=3, timeout_s=600, best=worst, coding=int8, privacy.clip=1, privacy.noise=1, ...; "
+    "repeatable."
+)
+
+
+def simulate(
+    data: Annotated[
+        list[Path], typer.Argument(help="A folder of data per site; or one folder, divided by --sites.")
+    ],
+    sites: Annotated[
+        str | None, typer.Option(help="Of one folder: deal its patients to so many; else the sites it names.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Workspace of one folder; folder for the run of several.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="How to learn.")] = "supervised",
+    network: Annotated[str | None, typer.Option(help="unet, or monai:Name.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="One field of the method: a.b=c; repeatable.")
+    ] = None,
+    strategy: Annotated[list[str] | None, typer.Option(help=STRATEGY)] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with `strategy`, `plan` and `settings` of the method.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20,
+    updates: Annotated[int, typer.Option(min=1, help="Local updates of a site in a round.")] = 50,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Samples per update; the plan's by default.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0.01, help="GiB of one training step; decides the patch.")
+    ] = None,
+    processes: Annotated[
+        bool, typer.Option("--processes", help="Each site in a process of its own, at the same time.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train; with --dry-run check every site's data and say what would leave it, how much and how long."""
+    from rich.markup import escape
+
+    from seguro.api import federation as api
+    from seguro.core.settings import merge, read_yaml, settings_from
+
+    screen = console(as_json)
+
+    def say(line: str) -> None:
+        screen.print(escape(line))
+
+    file: dict[str, Any] = read_yaml(config) if config else {}
+    options = api.FederateOptions(
+        method=method,
+        preset=preset,
+        network=network,
+        settings=merge(file.get("settings", {}), settings_from(set_ or [])),
+        rounds=rounds,
+        updates=updates,
+        batch=batch,
+        seed=seed,
+        strategy=merge(file.get("strategy", {}), settings_from(strategy or [])),
+        plan=merge(file.get("plan", {}), {} if memory is None else {"memory_gib": memory}),
+        name=name,
+        device=device,
+        processes=processes,
+    )
+    if dry_run:
+        result = describe(data, options, out, sites, say)
+        finish(screen, result=result, as_json=as_json)
+        return
+    run = api.simulate(data, options, out=out, sites=sites, say=say)
+    finish(
+        screen,
+        result={"run": str(run)},
+        as_json=as_json,
+        then=f"seguro predict {shlex.quote(str(run))} IMAGES",
+    )
+
+
+def describe(
+    data: list[Path],
+    options: FederateOptions,
+    out: Path | None,
+    sites: str | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Say what a run would take and what would leave each site; returns it as JSON values."""
+    import json
+
+    from seguro.api import federation as api
+
+    found = api.foretell(data, options, out=out, sites=sites, say=say)
+    say(f"one plan for {len(found.facts)} sites:")
+    for reason in found.plan.reasons:
+        say(f"  {reason}")
+    up, down = found.bytes_up / 1e6, found.bytes_down / 1e6
+    say(f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {options.rounds} rounds:")
+    say(f"  {len(found.arrays)} arrays of weights a round, and losses, Dice, counts and seconds as numbers")
+    for site, facts in found.facts.items():
+        hours = found.hours.get(site)
+        told = (
+            "nothing here that the method can learn from" if hours is None else f"{hours:.2f} h of training"
+        )
+        say(f"site {site}: {told}; before round 1 it tells of its cases")
+        for key, value in facts.items():
+            say(f"    {key}: {json.dumps(value)}")
+    return {
+        "sites": dict(found.facts),
+        "bytes_up": found.bytes_up,
+        "bytes_down": found.bytes_down,
+        "hours": dict(found.hours),
+        "arrays": list(found.arrays),
+    }

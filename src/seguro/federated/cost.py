@@ -1,0 +1,103 @@
+"""What a run would take: bytes that travel, hours of local training, and what each site would tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seguro.core.seeds import derive
+from seguro.data.plan import Plan
+from seguro.data.planner import PlanOptions
+from seguro.data.store import Cases, prepare_case
+from seguro.engine.limits import Limits
+from seguro.engine.loop import Loop
+from seguro.engine.run import LoopRun
+from seguro.engine.runtime import Runtime
+from seguro.federated import exchange, message
+from seguro.federated.local import Spec
+from seguro.federated.message import Arrays
+from seguro.federated.plan import at_site, merged
+from seguro.federated.site import Site
+from seguro.federated.strategies import Federation
+from seguro.methods import get
+from seguro.networks.unet import training_bytes
+
+PROBED = 3
+"""Updates that are timed, the first of them not counted."""
+SHARE = {"none": 1.0, "fp16": 0.5, "int8": 0.25}
+"""Bytes of a coded update over those of the arrays, at most."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a run would take."""
+
+    facts: Mapping[str, Mapping[str, Any]]
+    """By site, everything about its cases that it would tell before round 1."""
+    plan: Plan
+    arrays: tuple[str, ...]
+    """Names of what would travel in every round."""
+    bytes_up: int
+    """From each site over the whole run, at most."""
+    bytes_down: int
+    """To each site."""
+    hours: Mapping[str, float]
+    """Local training by site, at the speed of this machine; sites with nothing to learn from are left out."""
+
+
+def foretold(federation: Federation, sites: Mapping[str, Site], scratch: Path) -> Foretold:
+    """Return what `federation` would take over `sites`; the store for the timing is written to `scratch`."""
+    facts = {name: site.facts() for name, site in sites.items()}
+    options = PlanOptions.model_validate(federation.plan)
+    plan = merged(federation.run, facts, options, training_bytes)
+    spec = Spec.settled(federation, plan)
+    arrays = begun(spec, plan)
+    size = message.payload_bytes(arrays)
+    share = federation.strategy.drawn(len(federation.sites)) / len(federation.sites)
+    rounds = federation.rounds * share
+    return Foretold(
+        facts=facts,
+        plan=plan,
+        arrays=tuple(sorted(arrays)),
+        bytes_up=int(size * SHARE[federation.strategy.coding] * rounds),
+        bytes_down=int(size * (rounds + 1)),
+        hours={
+            name: seconds * spec.updates * rounds / 3600
+            for name, site in sites.items()
+            if (seconds := update_seconds(spec, plan, site, scratch / name)) is not None
+        },
+    )
+
+
+def begun(spec: Spec, plan: Plan) -> Arrays:
+    """Return the arrays that everyone begins with."""
+    method = spec.made(plan)
+    run = LoopRun(method, Runtime("cpu", "32"), seed=0, batch=spec.batch, updates=1)
+    return exchange.outgoing(method, run.averaged)
+
+
+def update_seconds(spec: Spec, plan: Plan, site: Site, scratch: Path) -> float | None:
+    """Return the seconds of one local update at `site`, None where it has nothing to learn from."""
+    labels = get(spec.method).needs.labels
+    train, _ = site.cases()
+    usable = [c for c in train if c.label is not None] if labels != "none" else list(train)
+    if not usable:
+        return None
+    here = at_site(plan, site.manifest())
+    prepare_case(scratch, usable[0], site.manifest(), here)
+    loop = Loop(
+        spec.made(here),
+        Cases(scratch, usable[:1], here.classes, hide_labels=labels == "none"),
+        scratch,
+        Runtime(site.device, site.precision),
+        Limits(updates=PROBED),
+        spec.batch,
+        derive(spec.seed, "cost"),
+    )
+    loop.run_updates(0, 1)
+    started = time.monotonic()
+    loop.run_updates(1, PROBED - 1)
+    return (time.monotonic() - started) / (PROBED - 1)
