@@ -15,7 +15,7 @@ HEADINGS = {
     "Scans": ("check", "plan", "prepare"),
     "Learning": ("train",),
     "Over many sites": ("federate",),
-    "Using a model": ("predict",),
+    "Using a model": ("predict", "refine"),
     "Judging it": ("evaluate", "attack", "compare", "report"),
 }
 """Heading -> commands; those that are in no group come last."""
