@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from seguro.attacks import guards
-from seguro.attacks.apgd import APGD
+from seguro.attacks.apgd import APGD, SEA_RADII
 from seguro.attacks.ensemble import NOISE, Effort, run_suite, suite
-from seguro.attacks.pgd import PGD
+from seguro.attacks.pgd import PGD, Noise
+from seguro.attacks.record import one
 from seguro.attacks.square import Square
 from seguro.attacks.victim import Best, Truth, Victim
 from seguro.core.errors import ConfigError
@@ -112,4 +115,51 @@ def test_guards_pass_and_fail_where_they_should():
     assert guards.unbounded(np.zeros(4)).passed and not guards.unbounded(low).passed
     assert guards.repeatable(low, low).passed and not guards.repeatable(low, low + 0.01).passed
     assert guards.flags([[], [], []]).passed and not guards.flags([["x: nan"], []]).passed
-    assert guards.rising({"a": [0.1, 0.1, 0.2]}).passed and not guards.rising({"a": [0.2, 0.1]}).passed
+    assert guards.climbing({"a": [True, True], "b": [None, True]}).passed
+    stuck = guards.climbing({"a": [True] * 8 + [False] * 2, "b": [True] * 9 + [False], "noise": [None] * 10})
+    assert stuck.passed is False and stuck.detail == "not that of a in 2 of 10 cases"
+    assert guards.climbing({"noise": [None, None]}).passed is None
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+@pytest.mark.parametrize("kind", [APGD, PGD])
+def test_an_attack_that_only_tries_its_starting_points_is_told(flat3, kind, restarts):
+    """A quantised input has no gradient: the objective stays, and restarts do not pass for a climb."""
+    masked = Victim(lambda x: flat3.net((x * 4).round() / 4 + 0 * x), flat3.truth)
+    threat = flat3.threat(8 / 255)
+    found = kind("ce", steps=4, restarts=restarts)(masked, flat3.x, threat, flat3.seeds)
+    assert not found.rose.any() and found.score.min() > 0
+    assert not guards.climbing({"a": [one_of(found, i).climbed for i in range(len(flat3.x))]}).passed
+    plain = kind("ce", steps=4, restarts=restarts)(flat3.victim(), flat3.x, threat, flat3.seeds)
+    assert plain.rose.all()
+    blind = Square(queries=60)(masked, flat3.x, threat, flat3.seeds)
+    assert blind.rose.all()  # it needs no gradient
+
+
+def test_a_random_search_that_accepts_nothing_is_told(flat3):
+    deaf = Victim(lambda x: flat3.net(flat3.x + 0 * x), flat3.truth)
+    found = Square(queries=10)(deaf, flat3.x, flat3.threat(8 / 255), flat3.seeds)
+    assert not found.rose.any() and one_of(found, 0).climbed is False
+
+
+def test_nothing_is_said_of_objectives_seen_once_or_not_at_all(flat3):
+    threat = flat3.threat(8 / 255)
+    for attack in (PGD("ce", steps=1), APGD("ce", steps=1), Square(queries=1), Noise()):
+        assert attack(flat3.victim(), flat3.x, threat, flat3.seeds).rose is None
+    nobody = Victim(flat3.net, Truth(flat3.label, torch.zeros(len(flat3.x), 2), flat3.classes))
+    found = PGD("ce", steps=3)(nobody, flat3.x, threat, flat3.seeds)
+    assert one_of(found, 0).climbed is None
+
+
+def test_after_larger_balls_the_last_one_is_climbed_too(flat3):
+    attack = APGD("ce", steps=9, radii=SEA_RADII)
+    assert attack(flat3.victim(), flat3.x, flat3.threat(8 / 255), flat3.seeds).rose.all()
+
+
+def one_of(found, i):
+    """The record of one sample."""
+    part = replace(
+        found, x=found.x[i : i + 1], score=found.score[i : i + 1], dice=found.dice[i : i + 1],
+        rose=None if found.rose is None else found.rose[i : i + 1], flags=found.flags[i : i + 1],
+    )  # fmt: skip
+    return one(part)

@@ -152,6 +152,26 @@ def test_whole_volumes_and_black_box(run, capsys):
     }
 
 
+def test_a_field_of_an_attack_is_set_and_told(run, capsys):
+    few = ("--suite", "quick", "--eps", "0,16", "--iters", "4", "--check", "1", "--limit", "1")
+    plain = call(capsys, run, *few)
+    larger = ("--set", "apgd-tversky.radii=[2, 1.5, 1]")
+    result = call(capsys, run, *few, *larger, "--name", "larger")
+    assert "set" not in plain["setting"]
+    assert result["setting"]["set"] == "apgd-tversky.radii=[2, 1.5, 1]"
+    folders = [run / "attacks" / n for n in ("quick-validation", "larger")]
+    keys = [{f.name for f in (folder / "cases").glob("*.json")} for folder in folders]
+    assert keys[0] and not keys[0] & keys[1] - clean_keys(run, folders)
+    assert main(["compare", *map(str, folders)]) == 1
+    assert "set is None" in " ".join(capsys.readouterr().err.split())
+
+
+def clean_keys(run, folders):
+    """Names of records without an attack, which no field changes."""
+    records = [f for folder in folders for f in (folder / "cases").glob("*.json")]
+    return {f.name for f in records if not read_json(f)["attacks"]}
+
+
 def test_corruptions_at_severities(run, capsys):
     result = call(capsys, run, "--corruptions", "--limit", "1")
     rows = read_csv(run / "attacks" / "corruptions-validation" / "robustness.csv")
@@ -178,6 +198,15 @@ def test_the_report_shows_the_curves(run, capsys):
         (("--threshold", "2"), "threshold"),
         (("--center", "left"), "expected foreground, middle"),
         (("--device", "bogus"), "--device bogus: not a device"),
+        (("--set", "fab.trust"), "expected key=value"),
+        (("--set", "fab=3"), "expected ATTACK.FIELD=VALUE"),
+        (("--set", "apgd-js.radii=[2,1.5,1]"), "no attack of this suite; it has apgd-tversky"),
+        (("--set", "fab.trusty=1"), "unknown; fab has warm_start, margin"),
+        (("--set", "fab.steps=3"), "use --iters"),
+        (("--set", "square.p=2"), "p in (0, 1]"),
+        (("--set", "square.oracle=hard"), "square.oracle=hard"),
+        (("--set", "fab.trust=.nan"), "finite"),
+        (("--corruptions", "--set", "fab.trust=1"), "--set has no effect"),
         (("--whole-volume", "--memory", "0.001"), "0.001 GiB are free"),
         (("--memory", "4"), "no effect without --whole-volume"),
         (("--corruptions", "--iters", "3"), "--iters has no effect"),

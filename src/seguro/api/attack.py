@@ -61,7 +61,7 @@ def attack(
         DataError: a case that cannot be read, none with a label, or labels of other classes.
     """
     from seguro.api.attack_job import SCHEMA, AttackJob
-    from seguro.attacks import ensemble
+    from seguro.attacks import ensemble, tuning
     from seguro.attacks.ensemble import Effort
     from seguro.attacks.threat import parse_epsilons
     from seguro.attacks.victim import frozen
@@ -77,7 +77,8 @@ def attack(
         raise DataError(
             f"{manifest.name}: no labelled case among --cases {options.cases}; nothing can be scored"
         )
-    ensemble.suite(options.suite, model.plan.classes, Effort())  # refuses an unknown one before any work
+    # refuses unknown ones before any work
+    tuning.check(ensemble.suite(options.suite, model.plan.classes, Effort()), options.settings)
     default = f"{options.suite.replace(',', '+')}-{options.cases}" + (
         "-volume" if options.whole_volume else ""
     )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from seguro.api.attack_options import AttackOptions, spread
-from seguro.attacks import ensemble, guards
+from seguro.attacks import ensemble, guards, tuning
 from seguro.attacks.ensemble import BLACK_BOX, NOISE, Effort
 from seguro.attacks.memory import free_bytes, measured, refuse_too_large
 from seguro.attacks.record import CaseRecord, one, plain, save_view
@@ -30,7 +30,7 @@ from seguro.engine.model import Model
 from seguro.evaluation import robustness
 from seguro.evaluation.robustness import MinimumRow, RobustRow
 
-SCHEMA = 1
+SCHEMA = 2
 EXAMPLES = 6
 """Worst cases whose slices are kept for the report."""
 SAVED = "volumes"
@@ -102,8 +102,9 @@ class AttackJob:
         return self._open
 
     def suite(self, effort: Effort, bar: float, name: str | None = None) -> tuple[Attack, ...]:
-        """Return the attacks of a suite, the chosen one by default."""
-        return ensemble.suite(name or self.options.suite, self.model.plan.classes, effort, bar=bar)
+        """Return the attacks of a suite, the chosen one by default, with the fields that are set by hand."""
+        made = ensemble.suite(name or self.options.suite, self.model.plan.classes, effort, bar=bar)
+        return tuning.tuned(made, self.options.settings)
 
     def record(
         self, case: Case, epsilon: Epsilon, attacks: Sequence[Attack] = (), *, save: bool = False
@@ -278,13 +279,13 @@ class AttackJob:
         n = sum(len(r.attacks) for records in done.values() for r in records)
         clean = np.array([records[0].score for records in done.values()])
         flagged = [[f for a in r.attacks.values() for f in a.flags] for r in last]
-        bad = {n: [0.0, -1.0] for n in names if not all(r.attacks[n].rising for r in last)}
+        climbed = {n: [r.attacks[n].climbed for r in last] for n in names}
         out = [
             guards.kept_inside(n),
             guards.noise(clean, score[NOISE], np.array([r.score for r in last])),
             guards.moved(clean, np.array([r.score for r in last])),
             guards.flags(flagged),
-            guards.rising(bad or {n: [0.0] for n in names}),
+            guards.climbing(climbed),
         ]
         if repeated := [(r.score, r.again) for r in last if r.again is not None]:
             out.append(guards.repeatable(*np.array(repeated).T))
@@ -321,7 +322,7 @@ class AttackJob:
                 "suite": o.suite, "where": "volume" if o.whole_volume else "patch", "iterations": o.steps,
                 "restarts": o.restarts, "queries": o.queries, "seed": o.seed, "threshold": bar, "box": o.box,
                 "center": o.center, "cases": o.cases, "eps_unit": UNITS[self.epsilons[-1].unit],
-                "unit": plan.unit,
+                "unit": plan.unit, **({"set": tuning.told(o.settings)} if o.settings else {}),
             },
             "eps": [e.number for e in self.epsilons],
             "attacks": ["worst", *hit[0].attacks],

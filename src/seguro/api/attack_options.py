@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class AttackOptions:
     steps: int = 20
     restarts: int = 1
     queries: int = 500
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Fields of single attacks, by the attack's name in the tables; see `seguro.attacks.tuning`."""
     whole_volume: bool = False
     """Attack the volume through its blended windows instead of one patch of each case."""
     center: Center = "foreground"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seguro.attacks.objectives import objective_of
 from seguro.attacks.threat import Threat
-from seguro.attacks.victim import Best, Found, Victim, uniform
+from seguro.attacks.victim import Best, Found, Victim, rose, uniform
 from seguro.core.errors import ConfigError
 
 MOMENTUM = 0.75
@@ -150,17 +150,21 @@ class APGD:
                 f"{self.name} needs at least {least} steps and one restart, found {self.steps} and "
                 f"{self.restarts}"
             )
-        if self.radii and (self.radii[-1] != 1 or list(self.radii) != sorted(self.radii, reverse=True)):
+        if self.radii and (
+            self.radii[-1] != 1 or list(self.radii) != sorted(self.radii, reverse=True)
+        ):
             raise ConfigError(f"radii must fall to 1, as {SEA_RADII}; found {self.radii}")
 
     def __call__(self, victim: Victim, x: Tensor, threat: Threat, seeds: Sequence[int]) -> Found:
         """Attack x (N, C, *size); see `Attack`."""
         best, watch = Best(victim, x, threat), ZeroGradients(x)
-        trace = self._restart(victim, best, watch, x, threat, seeds, 0)
-        for restart in range(1, self.restarts):
-            more = self._restart(victim, best, watch, x, threat, seeds, restart)
+        traces = [
+            self._restart(victim, best, watch, x, threat, seeds, restart) for restart in range(self.restarts)
+        ]
+        trace = traces[0]
+        for more in traces[1:]:
             trace = torch.cat([trace, torch.maximum(more, trace[-1])])
-        return best.found(self.name, trace=trace, zero=watch.share)
+        return best.found(self.name, trace=trace, rose=rose(*traces), zero=watch.share)
 
     def _restart(
         self,

@@ -105,11 +105,17 @@ class FAB:
     name: str = "fab"
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1 or self.largest <= 0 or self.trust <= 0:
+        if self.steps < 1 or self.restarts < 1 or self.bisections < 0:
             raise ConfigError(
-                "FAB needs steps and restarts of at least 1, and largest and trust above 0; found "
-                f"{self.steps}, {self.restarts}, {self.largest} and {self.trust}"
+                "FAB needs steps and restarts of at least 1, and bisections of 0 or more; found "
+                f"{self.steps}, {self.restarts} and {self.bisections}"
             )
+        for name in ("largest", "trust", "margin", "overshoot"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"FAB needs {name} above 0, found {getattr(self, name)}")
+        for name in ("bias", "back"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"FAB needs {name} from 0 to 1, found {getattr(self, name)}")
 
     def __call__(self, victim: Victim, x: Tensor, threat: Threat, seeds: Sequence[int]) -> Found:
         """Attack x (N, C, *size) within epsilon: what was met inside, and the smallest change brought inside.

@@ -22,7 +22,7 @@ UNBOUNDED = 0.05
 REPEATED = 0.005
 """Largest mean change of Dice when the worst inputs are predicted once more; GPUs flip single voxels."""
 FLAGGED = 0.1
-"""Largest share of cases with a flag."""
+"""Largest share of cases with a flag, or in which an attack does not raise its objective."""
 
 Floats = NDArray[np.float64]
 
@@ -89,10 +89,20 @@ def unbounded(left: Floats) -> Guard:
     )
 
 
-def rising(traces: Mapping[str, Sequence[float]]) -> Guard:
-    """The best value of each steering objective never falls."""
-    bad = [n for n, t in traces.items() if np.any(np.diff(np.asarray(t, np.float64)) < 0)]
-    return Guard("best objective never falls", not bad, ", ".join(bad) or f"{len(traces)} traces")
+def climbing(climbed: Mapping[str, Sequence[bool | None]]) -> Guard:
+    """Every attack raises its own objective from where it began: else it only tries its starting points.
+
+    Args:
+        climbed: by attack, per case; None where the objective was not followed.
+    """
+    told = {n: [c for c in cases if c is not None] for n, cases in climbed.items()}
+    told = {n: cases for n, cases in told.items() if cases}
+    if not told:
+        return Guard("objectives rise", None, "no attack follows its objective over several steps")
+    stuck = {n: cases.count(False) for n, cases in told.items()}
+    bad = [f"{n} in {k} of {len(told[n])} cases" for n, k in stuck.items() if k > FLAGGED * len(told[n])]
+    detail = f"not that of {', '.join(bad)}" if bad else f"of {len(told)} attacks"
+    return Guard("objectives rise", not bad, detail)
 
 
 def repeatable(recorded: Floats, again: Floats) -> Guard:

@@ -12,7 +12,7 @@ from torch import Tensor
 from seguro.attacks.apgd import ZeroGradients, random_start
 from seguro.attacks.objectives import objective_of
 from seguro.attacks.threat import Threat
-from seguro.attacks.victim import Best, Found, Victim, uniform
+from seguro.attacks.victim import Best, Found, Victim, rose, uniform
 from seguro.core.errors import ConfigError
 
 
@@ -69,7 +69,9 @@ class PGD:
                 memory = self.momentum * memory + _unit(gradient)
                 at = threat.project(at + size * memory.sign(), x)
             best.see(at, victim.logits(at))
-        return best.found(self.name, trace=torch.stack(values).cummax(0).values, zero=watch.share)
+        seen = torch.stack(values)
+        climbs = torch.split(seen, self.steps)
+        return best.found(self.name, trace=seen.cummax(0).values, rose=rose(*climbs), zero=watch.share)
 
 
 def _unit(gradient: Tensor) -> Tensor:

@@ -28,8 +28,9 @@ class OneAttack(Record):
     flags: tuple[str, ...] = ()
     forwards: int
     backwards: int
-    rising: bool = True
-    """Whether the best steering value never fell."""
+    climbed: bool | None = None
+    """Whether the steering objective rose from where it began, or nothing was left to lose; None where it was
+    not followed."""
 
 
 class CaseRecord(Record):
@@ -60,16 +61,16 @@ class CaseRecord(Record):
 
 def one(found: Found) -> OneAttack:
     """Return the record of the only sample of `found`."""
-    rising = True
-    if found.trace is not None and len(found.trace) > 1:
-        rising = bool((found.trace[1:] >= found.trace[:-1]).all())
+    climbed = None
+    if found.rose is not None and not bool(found.dice[0].isnan().all()):
+        climbed = bool(found.rose[0]) or float(found.score[0]) == 0
     return OneAttack(
         score=float(found.score[0]),
         dice=plain(found.dice[0]),
         flags=found.flags[0],
         forwards=found.forwards,
         backwards=found.backwards,
-        rising=rising,
+        climbed=climbed,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from seguro.attacks.threat import Threat
-from seguro.attacks.victim import Best, Found, Truth, Victim, uniform
+from seguro.attacks.victim import Best, Found, Truth, Victim, rose, uniform
 from seguro.core.errors import ConfigError
 from seguro.losses import probabilities
 
@@ -128,6 +128,9 @@ class Square:
         oracle: what decides: "soft", the soft Dice; "dice", the Dice itself, for which labels are enough.
         tiles: as above; without effect under "dice".
         horizon: see `share_at`; 10,000 rescales the whole published schedule, None leaves it unscaled.
+
+    Raises:
+        ConfigError: settings without sense.
     """
 
     queries: int = 500
@@ -138,24 +141,27 @@ class Square:
     horizon: int | None = 1000
     name: str = "square"
 
+    def __post_init__(self) -> None:
+        least = min(self.queries, self.restarts, 1 if self.horizon is None else self.horizon)
+        if least < 1 or not 0 < self.p <= 1:
+            raise ConfigError(
+                "Square needs queries, restarts and horizon of at least 1 and p in (0, 1], found "
+                f"{self.queries}, {self.restarts}, {self.horizon} and {self.p}"
+            )
+
     def __call__(self, victim: Victim, x: Tensor, threat: Threat, seeds: Sequence[int]) -> Found:
         """Attack the N samples x (N, C, *size); the trace is 1 - the deciding Dice, query by query.
 
         Raises:
-            ConfigError: inputs outside the box, or settings without sense.
+            ConfigError: inputs outside the box.
         """
-        if self.queries < 1 or self.restarts < 1 or not 0 < self.p <= 1:
-            raise ConfigError(
-                f"Square needs queries and restarts of at least 1 and p in (0, 1], found {self.queries}, "
-                f"{self.restarts} and {self.p}"
-            )
         best = Best(victim, x, threat)
         traces = [
             _Search(self, victim, x, threat, [*seeds], f"square/{r}", best).run()
             for r in range(self.restarts)
         ]
         trace = torch.cat(traces).cummax(0).values
-        return best.found(self.name, trace=trace)
+        return best.found(self.name, trace=trace, rose=rose(*traces))
 
 
 def published(queries: int = 5000) -> Square:

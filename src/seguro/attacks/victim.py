@@ -18,7 +18,7 @@ from seguro.core.types import IGNORE, Classes
 from seguro.losses import annotated_mask, one_hot
 
 ABSENT = 1e4
-"""How far below all others a class that is not annotated lies, once its probability went to the background."""
+"""How far below all others the logit of a class that is not annotated lies, once it is background."""
 ZERO_GRADIENT = 0.2
 """Share of a sample's gradients that may be exactly zero before the result is flagged."""
 
@@ -173,6 +173,9 @@ class Found:
     """Per sample: "zero gradient", "nan", ..."""
     trace: Tensor | None = None
     """(steps, N) best value of the steering objective so far."""
+    rose: Tensor | None = None
+    """(N,) whether the steering objective ever exceeded its value where a search began; None where it was
+    measured only once."""
     minimum: Tensor | None = None
     """(N,) smallest change found that breaks the sample, in units of epsilon, infinite where none was found;
     of attacks that look for it."""
@@ -244,12 +247,20 @@ class Best:
         for i in where.nonzero().flatten().tolist():
             self._flags[i].add(name)
 
-    def found(self, name: str, *, trace: Tensor | None = None, zero: Tensor | None = None) -> Found:
+    def found(
+        self,
+        name: str,
+        *,
+        trace: Tensor | None = None,
+        rose: Tensor | None = None,
+        zero: Tensor | None = None,
+    ) -> Found:
         """Return the result, ball and box asserted.
 
         Args:
             name: of the attack.
             trace: (steps, N) best steering value so far.
+            rose: (N,) whether that value rose in any search.
             zero: (N,) share of gradients that were exactly zero.
         """
         if zero is not None:
@@ -266,7 +277,14 @@ class Best:
             calls.backwards - self._start[1],
             tuple(tuple(sorted(f)) for f in self._flags),
             trace,
+            rose,
         )
+
+
+def rose(*searches: Tensor) -> Tensor | None:
+    """Return (N,) whether the objective exceeded its first value in any search, each of values (steps, N)."""
+    longer = [values.amax(0) > values[0] for values in searches if len(values) > 1]
+    return torch.stack(longer).any(0) if longer else None
 
 
 def uniform(seeds: Sequence[int], key: str, shape: Sequence[int], like: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 OF_ATTACKS = (
-    "suite", "eps", "iters", "restarts", "queries", "whole_volume", "memory", "center", "box", "threshold",
-    "save", "check",
+    "suite", "eps", "iters", "restarts", "queries", "set_", "whole_volume", "memory", "center", "box",
+    "threshold", "save", "check",
 )  # fmt: skip
 """Options that natural corruptions have not."""
 
@@ -45,6 +45,14 @@ def attack(
     iters: Annotated[int, typer.Option(min=1, help="Gradient steps of each attack.")] = 20,
     restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
     queries: Annotated[int, typer.Option(min=1, help="Of the square attack.")] = 500,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A field of one attack: fab.trust=0.1, pgd-dice.momentum=1, apgd-ce.radii=[2,1.5,1]; "
+            "repeatable. An unknown field lists those there are.",
+        ),
+    ] = None,
     whole_volume: Annotated[
         bool, typer.Option("--whole-volume", help="Through the blended windows, instead of one patch a case.")
     ] = False,
@@ -84,9 +92,11 @@ def attack(
     """Run the command; what was done before, also by a killed one, is not done again."""
     from seguro.api.attack_options import AttackOptions
     from seguro.api.corrupt import CorruptOptions
+    from seguro.core.settings import settings_from
 
     options = AttackOptions(
         suite=suite, eps=eps, steps=iters, restarts=restarts, queries=queries,
+        settings=settings_from(set_ or []),
         whole_volume=whole_volume, center=center, box=box, threshold=threshold,  # type: ignore[arg-type]
         cases=cases, limit=limit, check=check, save=save, seed=seed, memory_gib=memory,
     )  # fmt: skip
@@ -144,9 +154,8 @@ def _takes_corruptions(given: Context) -> None:
 
     for name in OF_ATTACKS:
         if given.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} has no effect on --corruptions; leave one of them away"
-            )
+            option = "--" + name.strip("_").replace("_", "-")
+            raise ConfigError(f"{option} has no effect on --corruptions; leave one of them away")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seguro.evaluation.robustness import AreaRow, CurveRow, PairedArea, RobustRow, WeightedRow
 
 ROWS = "robustness.csv"
-SAME = ("suite", "where", "iterations", "restarts", "queries", "box", "center", "unit")
+SAME = ("suite", "where", "iterations", "restarts", "queries", "box", "center", "unit", "set")
 """Settings that make an attack stronger or weaker, or give its numbers another meaning."""
 TOLD = ("threshold", "seed")
 """Settings that may differ, with a warning."""

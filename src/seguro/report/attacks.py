@@ -32,6 +32,7 @@ SETTINGS = {
     "iterations": "Iterations",
     "restarts": "Restarts",
     "queries": "Queries",
+    "set": "Set by hand",
     "box": "Valid box",
     "threshold": "Broken below Dice",
     "seed": "Seed",
