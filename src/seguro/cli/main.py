@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "Score predictions against reference labels.",
     "attack": "Measure what attacks or corruptions leave of a model's Dice.",
     "compare": "Compare the scores, or the robustness, of several runs with paired tests.",
+    "bench": "Compare ways to segment: accuracy, time, peak memory and operations of each.",
     "report": "Write one offline HTML page about a run.",
     "demo": "Go the whole way on a dozen made subjects in a few minutes.",
     "doctor": "Say what this machine and installation can do.",
@@ -31,6 +32,7 @@ COMMANDS = {
 GROUPS = {
     "federate": {
         "simulate": "Train over sites on this machine: the same as over real ones, without a network.",
+        "provision": "Make certificates, keys and a start-up folder for the server and for each site.",
     },
 }
 """Commands that have commands of their own, each in a file `<group>_<command>.py`."""
