@@ -79,3 +79,11 @@ def test_unlabelled_slots_read_unlabelled_cases_only(data):
     for slot in range(1, 20, 2):
         two_stream(view, slot, generator(slot), plan, NO_AUGMENT, p_foreground=1.0)
     assert set(view.touched) <= {cases._cases[i].id for i in cases.unlabelled}
+
+
+def test_without_labelled_cases_no_slot_is_labelled(data):
+    cases, plan = data
+    bare = Cases(cases.folder, cases.facts, plan.classes, hide_labels=True)
+    for slot in range(4):
+        got = two_stream(bare, slot, generator(0, "draw"), plan, NO_AUGMENT, p_foreground=1.0)
+        assert got.labelled == 0 and (got.label == IGNORE).all()

@@ -206,8 +206,7 @@ class Training:
 
     def _train(self, loop: Loop, task: Task) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """Do the round's updates; return what travels and the numbers that go with it."""
-        needs = loop.method.needs.labels
-        if not len(self.cases) or (needs != "none" and not self.cases.labelled):
+        if not len(self.cases):
             raise Refusal(f"no case here that method {self.spec.method} can learn from")
         losses: list[float] = []
 
@@ -225,10 +224,12 @@ class Training:
         finally:
             for hook in hooks:
                 hook.remove()
+        if losses and not np.isfinite(losses).any():
+            raise Refusal("no update of the round had a finite loss")
         arrays = self._coded(exchange.outgoing(loop.method, loop.run.averaged), task)
         loop.save()
         told = {"updates": float(self.spec.updates)}
-        return arrays, {**told, "loss": float(np.mean(losses))} if losses else told
+        return arrays, {**told, "loss": float(np.nanmean(losses))} if losses else told
 
     def _coded(self, new: Arrays, task: Task) -> dict[str, NDArray[Any]]:
         """Return the arrays as they travel: clipped where the run is private, coded where it says so.

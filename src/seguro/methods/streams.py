@@ -64,7 +64,8 @@ def two_stream(
 ) -> TwoStream:
     """Return the sample of `slot`, of a random labelled or unlabelled case.
 
-    Without unlabelled cases every slot is labelled. No label of an unlabelled case is ever read.
+    Without unlabelled cases every slot is labelled, and without labelled ones (a site of a federation) none
+    is. No label of an unlabelled case is ever read.
 
     Args:
         cases: labelled and unlabelled ones.
@@ -77,7 +78,7 @@ def two_stream(
         strong: intensity augmentation of the views; None: that of `augment`.
         share: of the slots that are labelled.
     """
-    labelled = is_labelled(slot, share) or not cases.unlabelled
+    labelled = bool(cases.labelled) and (is_labelled(slot, share) or not cases.unlabelled)
     case = cases[int(rng.choice(cases.labelled if labelled else cases.unlabelled))]
     if not labelled:
         case = replace(case, label=None)

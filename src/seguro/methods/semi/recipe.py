@@ -105,12 +105,17 @@ def sample(
     """Return a labelled patch in even slots, an unlabelled one with `views` strong views in odd ones.
 
     Raises:
-        ConfigError: there is no unlabelled case.
+        ConfigError: there is no unlabelled case, or no labelled one.
     """
     if not cases.unlabelled:
         raise ConfigError(
             "no unlabelled case among those to train on: this method learns from labelled and unlabelled "
             "ones; add images without labels (or --labelled to keep labels back), or use --method supervised"
+        )
+    if not cases.labelled:
+        raise ConfigError(
+            "no labelled case among those to train on: this method needs some wherever it trains; "
+            "a site of a federation without labels can take part with --method roam"
         )
     known = is_labelled(slot, 0.5)
     found = two_stream(
