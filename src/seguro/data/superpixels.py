@@ -38,7 +38,7 @@ class Superpixels(Record):
     kind: Literal["felzenszwalb", "slic", "supervoxels"] = "felzenszwalb"
     """felzenszwalb, slic: slice by slice. supervoxels: SLIC in three dimensions, so that neighboring slices
     share ids (as for ADNet, Hansen et al. 2022, who merge by the rule of Felzenszwalb)."""
-    min_size: float = Field(400, gt=0)
+    min_size: float = Field(400.0, gt=0)
     """Smallest area of a superpixel on a slice, in `unit`; SLIC aims at three times that."""
     unit: Literal["px", "mm2", "share"] = "px"
     """Of `min_size`: pixels of the planned grid, square millimeters, or a share of the slice."""

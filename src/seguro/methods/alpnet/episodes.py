@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,7 @@ def draw(
     size: tuple[int, int],
     transforms: Transforms,
     adjacent: bool = False,
+    excluded: Mapping[str, Sequence[int]] | None = None,
 ) -> Episode:
     """Return one episode: a slice, uniform over all that have superpixels, and one of these.
 
@@ -51,11 +53,12 @@ def draw(
         size: (H, W) of the views.
         transforms: of the views, drawn for each by itself.
         adjacent: whether support and query are neighboring slices instead of the same.
+        excluded: case id -> slices that are not shown.
 
     Raises:
         DataError: no case has a superpixel (or none that neighboring slices share).
     """
-    found = _chosen(cases, rng, adjacent=adjacent)
+    found = _chosen(cases, rng, adjacent=adjacent, excluded=excluded or {})
     z = found.z
     pair = [z, z + 1] if adjacent else [z, z]
     if rng.random() < 0.5:
@@ -74,10 +77,17 @@ class _Found:
     region: int
 
 
-def _chosen(cases: Cases, rng: np.random.Generator, *, adjacent: bool) -> _Found:
+def _chosen(
+    cases: Cases, rng: np.random.Generator, *, adjacent: bool, excluded: Mapping[str, Sequence[int]]
+) -> _Found:
     """Return a case, a slice and an id that exists there."""
     every = [_regions(case) for case in cases.view()]  # so that only the chosen case counts as read
     rows = [r.shared if adjacent else r.ids for r in every]
+    for i, case in enumerate(cases.facts if excluded else ()):
+        hidden = np.isin(rows[i][:, 0], excluded.get(case.id, ()))
+        if adjacent:
+            hidden |= np.isin(rows[i][:, 0] + 1, excluded.get(case.id, ()))
+        rows[i] = rows[i][~hidden]
     slices = [np.unique(r[:, 0]) for r in rows]
     ends = np.cumsum([len(s) for s in slices])
     if not len(ends) or not ends[-1]:

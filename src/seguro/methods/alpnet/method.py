@@ -72,6 +72,7 @@ class Alpnet:
             size=self.size,
             transforms=self.config.transforms,
             adjacent=self.config.episode == "adjacent",
+            excluded=self.config.excluded,
         )
 
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
