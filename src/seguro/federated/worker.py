@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,10 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Worker:
+        self._start()
+        return self
+
+    def _start(self) -> subprocess.Popen[bytes]:
         s = self.site
         facts = {"name": s.name, "data": str(s.data), "workspace": str(s.workspace)}
         facts |= {"device": s.device, "precision": s.precision}
@@ -31,7 +36,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        return self
+        return self._process
 
     def __exit__(self, *error: Any) -> None:
         if self._process is not None:
@@ -44,19 +49,22 @@ class Worker:
         return self._process.pid if self._process else 0
 
     def answer(self, data: bytes) -> bytes:
-        """Return the answer to the task in `data`.
+        """Return the answer to the task in `data`; a process that was killed before is started again.
 
         Raises:
-            RunError: the process is gone.
+            RunError: the process ended in the middle of the task.
         """
-        if self._process is None or self._process.stdin is None or self._process.stdout is None:
-            raise RunError(f"site {self.site.name}: its process was not started")
-        try:
-            write(self._process.stdin, data)
-        except BrokenPipeError as error:
-            raise RunError(f"site {self.site.name}: its process is gone") from error
-        found = read(self._process.stdout)
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._start()
+        tasks, answers = process.stdin, process.stdout
+        found = None
+        if tasks is not None and answers is not None:
+            with contextlib.suppress(BrokenPipeError):
+                write(tasks, data)
+                found = read(answers)
         if found is None:
+            process.wait()
             raise RunError(f"site {self.site.name}: its process ended in the middle of a task")
         return found
 

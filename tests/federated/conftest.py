@@ -1,0 +1,121 @@
+"""Sites of made cases, measured and prepared once; a fleet of sites that answer whatever a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seguro.data import phantom
+from seguro.federated import message
+from seguro.federated.fleet import Answer
+from seguro.federated.message import Task, Update
+from seguro.federated.site import Site
+from seguro.federated.strategies import Federation
+from seguro.methods import get
+
+PLAN = {"memory_gib": 0.01, "batch": 2}
+
+
+def federation(sites: Iterable[str], *, method: str = "supervised", **more: Any) -> Federation:
+    """A federation of the tiny method, of two rounds of two updates unless said otherwise."""
+    kind = get(method)
+    config = kind.Config.model_validate(kind.presets["tiny"]).model_dump(mode="json")
+    told = {"run": "r", "rounds": 2, "updates": 2, "plan": PLAN, "sites": sorted(sites), **more}
+    return Federation.model_validate({"method": method, "preset": "tiny", "config": config, **told})
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """Three folders of data: three labelled cases; three labelled and one not; two of other size."""
+    root = tmp_path_factory.mktemp("sites")
+    return {
+        "a": phantom.write_msd(root / "a", n_labelled=3, n_test=0, seed=1),
+        "b": phantom.write_msd(root / "b", n_labelled=3, n_unlabelled=1, n_test=0, seed=2),
+        "c": phantom.write_msd(root / "c", n_labelled=2, n_test=0, seed=3, shape=(12, 22, 24)),
+    }
+
+
+@pytest.fixture(scope="session")
+def workspaces(folders, tmp_path_factory) -> dict[str, Path]:
+    """Workspaces in which each site's cases are checked and measured; tests name their runs differently."""
+    root = tmp_path_factory.mktemp("workspaces")
+    for name, folder in folders.items():
+        Site(name, folder, root / name).facts()
+    return {name: root / name for name in folders}
+
+
+@pytest.fixture
+def sites(folders, workspaces) -> Callable[..., dict[str, Site]]:
+    """Makes sites "a", "b", ... new in memory over the same workspaces."""
+    return lambda names="ab", **more: {n: Site(n, folders[n], workspaces[n], **more) for n in names}
+
+
+@dataclass
+class Fake:
+    """A fleet whose sites take the plan and answer a training task with its arrays plus `step`.
+
+    `train` may be replaced per site by a function from the honest update to bytes, to another update, or to
+    None, which is no answer. Tasks are kept in `seen`.
+    """
+
+    facts: Mapping[str, Any]
+    names: dict[int, str]
+    step: Mapping[str, float] = field(default_factory=dict)
+    weight: Mapping[str, float] = field(default_factory=dict)
+    dice: Mapping[str, Callable[[int], float]] = field(default_factory=dict)
+    train: dict[str, Callable[[Update], Any]] = field(default_factory=dict)
+    offline: set[int] = field(default_factory=set)
+    seen: list[tuple[str, Task]] = field(default_factory=list)
+    waiting: list[Answer] = field(default_factory=list)
+
+    def nodes(self) -> list[int]:
+        return [n for n in sorted(self.names) if n not in self.offline]
+
+    def late(self) -> list[Answer]:
+        out, self.waiting = self.waiting, []
+        return out
+
+    def ask(self, tasks: Mapping[int, bytes], *, action: str, round: int, timeout_s: float) -> list[Answer]:
+        return [self._answer(node, data) for node, data in tasks.items()]
+
+    def _answer(self, node: int, data: bytes) -> Answer:
+        from seguro.data.plan import Plan
+        from seguro.federated.plan import plan_hash
+
+        name, task = self.names[node], message.task_from(data)
+        self.seen.append((name, task))
+        update = Update(task.run, name, task.round, task.action)
+        if task.action == "join":
+            update = replace(update, facts=self.facts)
+        elif task.action == "agree":
+            update = replace(update, facts={"plan": plan_hash(Plan.model_validate(task.config["plan"]))})
+        else:
+            metrics = {"n_cases": 3.0}
+            if task.config["evaluate"] and name in self.dice:
+                metrics |= {"dice": self.dice[name](task.round - 1), "n_validation": 1.0}
+            update = replace(update, metrics=metrics)
+            if task.action == "train":
+                arrays = {
+                    k: v + np.asarray(self.step.get(name, 1.0)).astype(v.dtype)
+                    for k, v in task.arrays.items()
+                }
+                update = replace(update, arrays=arrays, weight=self.weight.get(name, 1.0))
+                told = self.train.get(name, lambda u: u)(update)
+                if told is None:
+                    return Answer(node, missing="no answer within 1 s")
+                if isinstance(told, bytes):
+                    return Answer(node, told)
+                update = told
+        return Answer(node, message.to_bytes(update))
+
+
+@pytest.fixture
+def fake(sites) -> Callable[..., Fake]:
+    """Makes a fleet of the sites named, on nodes 1, 2, ..."""
+    facts = sites("a")["a"].facts()
+    return lambda names="abc", **more: Fake(facts, dict(enumerate(names, start=1)), **more)
