@@ -1,0 +1,183 @@
+"""What a prediction costs: seconds, peak memory and operations of each case, in a process of its own.
+
+The peak is what the process needs at most beyond what it holds before the case (the model, the image), so
+that systems can be compared; on a GPU it is the device's memory.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from seguro.core.errors import ConfigError
+from seguro.data.formats import write_label
+from seguro.data.preprocess import to_planned
+from seguro.engine.model import Model, load_model
+from seguro.inference.ensemble import Ensemble
+from seguro.inference.inputs import Item
+from seguro.inference.refine import BLOCKS, refined
+from seguro.inference.sliding import padded
+from seguro.networks.cost import GIGA
+from seguro.networks.superres import SuperRes
+
+Guidance = Literal["own", "zeroed", "exchanged"]
+"""Of a pfseg model: its own crops; as if they held nothing; crops of another case. The last two are controls
+that show how much guidance contributes."""
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to segment."""
+
+    name: str
+    model: Path
+    second: Path | None = None
+    """Model that does the most uncertain blocks again."""
+    blocks: int = BLOCKS
+    overlap: float | None = None
+    """Of windows; None: the model's own."""
+    guidance: Guidance = "own"
+
+
+@dataclass(frozen=True)
+class CaseCost:
+    """What one case took, reading and writing left out."""
+
+    case: str
+    seconds: float
+    """By the clock."""
+    cpu_s: float
+    peak_mb: float | None
+    """None where the system does not say."""
+    gflop: float
+    """Two operations per multiplication and addition, of convolutions and products."""
+
+
+def measure_apart(
+    system: System, items: Sequence[Item], out: Path, *, threads: int = 1, device: str = "cpu"
+) -> list[CaseCost]:
+    """Return `measure` of a fresh process, whose memory nothing else has used."""
+    arguments = {"threads": threads, "device": device}
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, (system, list(items), out), arguments)
+
+
+def measure(
+    system: System, items: Sequence[Item], out: Path, *, threads: int = 1, device: str = "cpu"
+) -> list[CaseCost]:
+    """Predict the cases into `out/<id>` and return what each cost.
+
+    Args:
+        system: what predicts.
+        items: the cases.
+        out: folder of the label files.
+        threads: of torch.
+        device: cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: models that do not go together, or a control of guidance where there is none.
+        DataError: a case that cannot be used.
+    """
+    torch.set_num_threads(threads)
+    model = load_system(system, device)
+    ensemble = Ensemble([model], device=device, overlap=system.overlap)
+    costs = []
+    for index, item in enumerate(items):
+        volume = item.read()
+        with _guided(model, system.guidance, items[index - 1]), FlopCounterMode(display=False) as counter:
+            before = _reset(device)
+            wall, cpu = time.perf_counter(), time.process_time()
+            label = ensemble.label(volume)
+            seconds, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+            after = _peak(device)
+        peak = None if before is None or after is None else round(after - before, 1)
+        gflop = counter.get_total_flops() / GIGA
+        costs.append(CaseCost(item.id, round(seconds, 4), round(cpu_s, 4), peak, round(gflop, 4)))
+        write_label(out / f"{item.id}{volume.source.suffix}", label, volume.source)
+    return costs
+
+
+def load_system(system: System, device: str = "cpu") -> Model:
+    """Return the model of a system, with its second one where there is one."""
+    model = load_model(system.model, device)
+    if system.second is None:
+        return model
+    return refined(model, load_model(system.second, device), blocks=system.blocks)
+
+
+@contextmanager
+def _guided(model: Model, guidance: Guidance, other: Item) -> Iterator[None]:
+    """For a while, let the guidance encoder see something else."""
+    if guidance == "own":
+        yield
+        return
+    network = getattr(model.predictor, "network", None)
+    guide = network.guide if isinstance(network, SuperRes) else None
+    if guide is None:
+        raise ConfigError(f"{model.folder}: it has no guidance that could be {guidance}")
+    if guidance == "zeroed":
+        handle = guide.register_forward_hook(_zeroed)
+    else:
+        image = torch.from_numpy(to_planned(other.read(), model.plan)[0])
+        handle = guide.register_forward_pre_hook(_exchanged(image))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _zeroed(module: nn.Module, inputs: Any, maps: list[Tensor]) -> list[Tensor]:
+    return [torch.zeros_like(m) for m in maps]
+
+
+def _exchanged(image: Tensor) -> Any:
+    """Return a hook that puts the middle of `image` (C, Z, Y, X), scaled to [0, 1], in place of each crop."""
+    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+    scaled = (image - low) / (high - low).clamp(min=torch.finfo(image.dtype).eps)
+
+    def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        crop = inputs[0]
+        whole, _ = padded(scaled, crop.shape[2:])
+        corner = [(n - m) // 2 for n, m in zip(whole.shape[1:], crop.shape[2:], strict=True)]
+        box = tuple(slice(c, c + m) for c, m in zip(corner, crop.shape[2:], strict=True))
+        return (whole[(slice(None), *box)].to(crop).expand_as(crop),)
+
+    return hook
+
+
+def _reset(device: str) -> float | None:
+    """Begin a new peak and return the MB in use now."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 1e6
+    try:
+        CLEAR.write_text("5")  # resets VmHWM to the resident size of now
+    except OSError:
+        return None
+    return _status_mb("VmRSS")
+
+
+def _peak(device: str) -> float | None:
+    """Return the largest MB in use since the reset."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return _status_mb("VmHWM")
+
+
+def _status_mb(field: str) -> float | None:
+    try:
+        line = next(s for s in STATUS.read_text().splitlines() if s.startswith(field))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) / 1024

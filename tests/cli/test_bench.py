@@ -1,0 +1,160 @@
+"""`seguro bench pfseg`: every system measured and scored on the same cases, in one table and one plot."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+import torch
+
+from seguro import api
+from seguro.cli.main import main
+from seguro.data import phantom
+from seguro.data.planner import PlanOptions
+from seguro.engine.model import load_model, save_model
+from seguro.inference import bench as measuring
+from seguro.inference.whole import Tailed
+from seguro.methods import get
+from seguro.methods.contract import Windows
+from seguro.networks import build
+from seguro.networks.cost import GIGA, forward_flops
+from seguro.report.tradeoff import Dot, tradeoff
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Untrained pfseg and windowed runs of fold 0 on one plan, and a run of fold 1."""
+    folder = tmp_path_factory.mktemp("bench")
+    data = phantom.write_msd(
+        folder / "d", n_labelled=4, n_test=1, shape=(16, 32, 32), seed=2, spacing=(1, 1, 1)
+    )
+    workspace = folder / "d.seguro"
+    options = PlanOptions(memory_gib=0.01, batch=2, dims=3, patch=(16, 16, 16))
+    _, _, plan = api.plan(data, out=workspace, options=options)
+    out = {}
+    settings = {
+        "whole": ("pfseg", {"size": (16, 32, 32)}, "0"),
+        "windows": ("supervised", {"network": "resunet", "network_options": {"width": 4}}, "0"),
+        "other": ("supervised", {}, "1"),
+    }
+    for name, (method, config, fold) in settings.items():
+        kind = get(method)
+        resolved = kind.Config.model_validate(kind.presets["tiny"] | config)
+        torch.manual_seed(0)
+        made = kind(resolved, plan, build)
+        out[name] = run = workspace / "runs" / name
+        save_model(
+            run / "model", method=method, config=resolved.model_dump(mode="json"), plan=plan,
+            predictor=made.predictor(made.modules),
+        )  # fmt: skip
+        (run / "config.yaml").write_text(f"fold: '{fold}'\n")
+        sides = {"train": plan.fold(fold).train, "validation": plan.fold(fold).validation}
+        (run / "cases.json").write_text(json.dumps(sides))
+    return out
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """A fresh process per system takes seconds to start; what it does is the same."""
+    monkeypatch.setattr(measuring, "measure_apart", measuring.measure)
+
+
+def test_every_system_in_one_table_and_plot(runs, capsys, tmp_path, in_this_process):
+    whole, windows = runs["whole"], runs["windows"]
+    command = ["bench", "pfseg", str(whole), "--with", str(windows), "--overlaps", "0", "--controls"]
+    command += ["--second", str(windows), "--blocks", "2", "--out", str(tmp_path / "b"), "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr()
+    rows = {r["system"]: r for r in json.loads(printed.out)["rows"]}
+    assert list(rows) == [
+        "whole", "windows", "windows, overlap 0", "whole + 2 blocks of windows", "whole, guidance zeroed",
+        "whole, guidance of another case",
+    ]  # fmt: skip
+    kept = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert {r["system"] for r in kept["rows"]} == set(rows) and kept["threads"] == 1
+    n = len(kept["cases"])
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["gflop"] > 0
+        dice = [s for s in row["scores"] if s["metric"] == "dice"]
+        assert {s["n"] for s in dice} == {n} and all(0 <= s["mean"] <= 1 for s in dice)
+    # 18 windows of 16^3 at half overlap, 4 without: the median case is 16 x 32 x 32
+    assert rows["windows"]["gflop"] > 2 * rows["windows, overlap 0"]["gflop"]
+    per_window = forward_flops(load_model(windows).predictor, (1, 1, 16, 16, 16)) / GIGA
+    counts = [rows[k]["gflop"] / per_window * n for k in ("windows", "windows, overlap 0")]
+    assert all(c == pytest.approx(round(c), abs=0.02) for c in counts)  # kept to 4 digits
+    extra = rows["whole + 2 blocks of windows"]["gflop"] - rows["whole"]["gflop"]
+    assert extra == pytest.approx(2 * per_window, abs=2e-4)
+    assert rows["whole, guidance zeroed"]["gflop"] == pytest.approx(rows["whole"]["gflop"], rel=1e-3)
+    drawing = ET.fromstring((tmp_path / "b" / "bench.svg").read_text())
+    circles = [e for e in drawing.iter() if e.tag.endswith("circle")]
+    assert len(circles) >= 6 * 3
+    assert "guidance zeroed" in printed.err
+
+
+def test_the_models_are_of_the_two_kinds(runs):
+    assert isinstance(load_model(runs["whole"]).predictor, Tailed)
+    assert isinstance(load_model(runs["windows"]).predictor.tiling, Windows)
+
+
+def test_predict_with_a_second_model(runs, capsys, tmp_path):
+    command = ["predict", str(runs["whole"]), "--cases", "test", "--json"]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert (
+        main([*command, "--out", str(tmp_path / "b"), "--second", str(runs["windows"]), "--blocks", "4"]) == 0
+    )
+    assert main([*command, "--out", str(tmp_path / "c"), "--blocks", "4"]) == 1
+    assert "--second" in capsys.readouterr().err
+    label = next((tmp_path / "a").glob("*.nii.gz")).name
+    assert (tmp_path / "a" / label).read_bytes() != (tmp_path / "b" / label).read_bytes()
+    assert main([*command, "--out", str(tmp_path / "d"), "--second", str(runs["whole"])]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing", "RUN"], "known are pfseg"),
+        (["pfseg", "RUN", "--with", "OTHER"], "trained on"),
+        (["pfseg", "RUN", "--overlaps", "a"], "numbers with commas"),
+    ],
+    ids=["bench", "another fold", "overlap"],
+)
+def test_what_cannot_be_compared_is_refused(runs, capsys, arguments, message):
+    paths = {"RUN": str(runs["whole"]), "OTHER": str(runs["other"])}
+    assert main(["bench", *(paths.get(a, a) for a in arguments)]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_measures_nothing(runs, capsys, tmp_path):
+    command = ["bench", "pfseg", str(runs["whole"]), "--out", str(tmp_path / "b"), "--dry-run", "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["systems"] == ["whole"]
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.slow
+def test_a_process_of_its_own_measures_the_same_work(runs, tmp_path):
+    from seguro.cli.predict import tasks_of
+
+    task = tasks_of([runs["whole"]], [], data=None, cases="validation", out=None)[0]
+    system = measuring.System("s", runs["whole"])
+    apart = measuring.measure_apart(system, task.inputs, tmp_path / "a")
+    here = measuring.measure(system, task.inputs, tmp_path / "b")
+    assert [(c.case, c.gflop) for c in apart] == [(c.case, c.gflop) for c in here]
+    assert all(c.peak_mb is None or c.peak_mb >= 0 for c in apart)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_controls_need_guidance(runs, capsys, in_this_process):
+    assert main(["bench", "pfseg", str(runs["windows"]), "--controls"]) == 1
+    assert "no guidance" in capsys.readouterr().err
+
+
+def test_the_plot_escapes_names_and_places_dots():
+    page = tradeoff({"seconds": [Dot("<a>", 1.0, 0.5), Dot("b", 10.0, 0.9)], "MB": []}, y_axis="Dice")
+    drawing = ET.fromstring(page)
+    circles = [e for e in drawing.iter() if e.tag.endswith("circle")]
+    (a, b) = circles[:2]
+    assert float(a.get("cx")) < float(b.get("cx")) and float(a.get("cy")) > float(b.get("cy"))
+    assert "<a>" not in page and "&lt;a&gt;" in page
