@@ -286,6 +286,7 @@ def test_reach_names_the_fault_within_seconds(running, tmp_path, harm, said):
     assert time.monotonic() - started < 15
 
 
+@pytest.mark.slow
 def test_without_a_superlink_the_proxy_says_so(tmp_path):
     port = free_port()
     project = Project(name="x", server="127.0.0.1", port=port, superlink_port=free_port(), sites=["a"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
@@ -30,6 +31,8 @@ evaluate: scores of these weights on the site's own validation cases."""
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
 MAX_HEAD_BYTES = 1 << 22
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Of a run: it is the name of a folder at every site, and must not lead out of another."""
 METRICS = (
     "loss",
     "dice",
@@ -182,4 +185,6 @@ def _made(kind: Any, head: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> A
         raise DataError(f"a {kind.__name__} with other fields ({error}); refused") from error
     if not good:
         raise DataError(f"a {kind.__name__} with fields of other types; refused")
+    if not NAME.fullmatch(head.get("run", "")):
+        raise DataError(f"a {kind.__name__} of a run whose name is none; refused")
     return message

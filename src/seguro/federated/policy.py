@@ -172,7 +172,7 @@ class Guarded:
             raise Refusal(f"the policy of this site: {why}")
 
     def _known(self, task: Task) -> Asked:
-        path = self.audit.path.parent / "asked" / f"{sha256_json(task.run)[:16]}.json"
+        path = self.audit.path.parent / ".asked" / f"{sha256_json(task.run)[:16]}.json"
         asked = asked_by(task)
         if asked is not None:
             write_json(path, asked.model_dump(mode="json"))

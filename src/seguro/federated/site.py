@@ -69,7 +69,9 @@ class Site:
         try:
             self.gate.release(update, out)
         except Refusal as error:
-            out = message.to_bytes(_refused(blank, str(error)))
+            update = _refused(blank, str(error))
+            out = message.to_bytes(update)
+            self.gate.release(update, out)  # the refusal leaves, and is noted too
         return out
 
     def _do(self, task: Task) -> Update:
