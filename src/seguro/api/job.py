@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from seguro.api.cases import cases_of_fold
 from seguro.api.configuration import TrainOptions, configure, default_network
-from seguro.api.labelled import hidden_cases, labelled_patients
+from seguro.api.labelled import MORE, hidden_cases, labelled_patients
 from seguro.api.workspace import named
 from seguro.core.errors import ConfigError
 from seguro.core.files import sha256_file
@@ -78,7 +78,13 @@ def resolve(
     preset, config = configure(options, gpu=gpu)
     if plan.dims not in needs.dims:
         raise ConfigError(
-            f"method {options.method} works in {needs.dims} dimensions, the plan has {plan.dims}"
+            f"method {options.method} works in {' or '.join(map(str, needs.dims))} dimensions, the plan has "
+            f"{plan.dims}; plan again: seguro plan DATA --dims {needs.dims[0]}"
+        )
+    if needs.unlabelled == "needed" and not any(c.label is None or c.id in hidden for c in train):
+        raise ConfigError(
+            f"method {options.method} learns from unlabelled cases beside labelled ones, and all "
+            f"{len(train)} training cases have labels; {MORE}, or use --method supervised"
         )
     if needs.labels == "all":
         train, hidden = tuple(c for c in train if c.id not in hidden), frozenset()
