@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Labelled = str | int | float | Sequence[str]
 """A number of patients (3, "3"), a share of them (0.1, "0.1"), or ids (a sequence, "id1,id2", "id1,", or
 the name of a file with one id per line)."""
+MORE = "add images without labels (imagesUn), keep labels from part of the patients (--labelled 3)"
+"""How a data set gets unlabelled cases."""
 OTHER_SPACING = 1.1
 """Ratio of median spacings from which labelled and unlabelled cases are said to differ."""
 
@@ -108,10 +110,14 @@ def hidden_cases(train: Sequence[Case], patients: Sequence[str]) -> frozenset[st
     return frozenset(c.id for c in train if c.label is not None and c.patient not in patients)
 
 
-def doubts(cases: Cases) -> list[str]:
+def doubts(cases: Cases, *, helped: str = "") -> list[str]:
     """Return what is to be said of the training cases: classes nobody labelled, unlabelled ones unlike them.
 
     Opens the labels' tables of the labelled cases only.
+
+    Args:
+        cases: those of a run.
+        helped: name of a method that unlabelled cases would help; it is said when there are none.
     """
     if not cases.labelled:
         return []
@@ -126,6 +132,11 @@ def doubts(cases: Cases) -> list[str]:
         for k, name in enumerate(cases.classes.foreground)
         if k not in found
     ]
+    if helped and not cases.unlabelled:
+        lines.append(
+            f"no unlabelled case: {helped} learns from the labelled ones alone, fully supervised; for more, "
+            f"{MORE}"
+        )
     if cases.unlabelled:
         ours, theirs = (
             np.median([cases.facts[i].spacing for i in part], axis=0)

@@ -104,7 +104,8 @@ def _train(
             if job.hidden:
                 sides["labels_hidden"] = sorted(job.hidden)
             write_json(folder / "cases.json", sides)
-            warnings = doubts(loop.cases)
+            helped = chosen["method"] if loop.method.needs.unlabelled == "helps" else ""
+            warnings = doubts(loop.cases, helped=helped)
             for line in warnings:
                 say(f"warning: {line}")
             _deploy(job, loop, loop.fit(), warnings)

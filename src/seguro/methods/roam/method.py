@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,12 +32,15 @@ class Roam:
 
     Config: ClassVar[type[RoamConfig]] = RoamConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
-    needs: ClassVar[Needs] = Needs(dims=(2, 3), labels="some", segments=True, monitor="max:dice")
+    needs: ClassVar[Needs] = Needs(
+        dims=(2, 3), labels="some", unlabelled="helps", segments=True, monitor="max:dice"
+    )
 
     def __init__(self, config: RoamConfig, plan: Plan, build: Build) -> None:
         self.config = config
         self.plan = plan
-        self.needs = Needs(labels="some", group=config.group)  # type: ignore[misc]  # of this run
+        unlabelled: Literal["unused", "helps"] = "unused" if config.share == 1 else "helps"
+        self.needs = Needs(labels="some", unlabelled=unlabelled, group=config.group)  # type: ignore[misc]  # of this run
         network = build(
             config.network,
             in_channels=len(plan.channels),

@@ -87,12 +87,12 @@ class BCP:
         "small": SMALL,
         "tiny": {**TINY, "group": 2, "directions": "both"},
     }
-    needs: ClassVar[Needs] = Needs(labels="some", group=4)
+    needs: ClassVar[Needs] = Needs(labels="some", unlabelled="needed", group=4)
 
     def __init__(self, config: BCPConfig, plan: Plan, build: Build) -> None:
         self.config = config
         self.plan = plan
-        self.needs = Needs(labels="some", group=config.group)  # type: ignore[misc]  # of this run
+        self.needs = Needs(labels="some", unlabelled="needed", group=config.group)  # type: ignore[misc]  # of this run
         self.modules = nn.ModuleDict({"network": network_of(config, plan, build)})
         self.shares = Shares(plan.classes)
 

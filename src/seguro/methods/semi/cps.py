@@ -62,7 +62,7 @@ class CPS:
         "small": {**SMALL, **MEDICAL},
         "tiny": {**TINY, **MEDICAL},
     }
-    needs: ClassVar[Needs] = Needs(labels="some", group=2)
+    needs: ClassVar[Needs] = Needs(labels="some", unlabelled="needed", group=2)
 
     def __init__(self, config: CPSConfig, plan: Plan, build: Build) -> None:
         self.config = config

@@ -50,7 +50,7 @@ class MeanTeacher:
 
     Config: ClassVar[type[MeanTeacherConfig]] = MeanTeacherConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"paper": {}, "small": SMALL, "tiny": TINY}
-    needs: ClassVar[Needs] = Needs(labels="some", group=2)
+    needs: ClassVar[Needs] = Needs(labels="some", unlabelled="needed", group=2)
 
     def __init__(self, config: MeanTeacherConfig, plan: Plan, build: Build) -> None:
         self.config = config

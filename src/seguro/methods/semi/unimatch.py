@@ -95,12 +95,12 @@ class UniMatch:
         "small": SMALL,
         "tiny": {**TINY, "group": 2, "cutmix": 0.0},
     }
-    needs: ClassVar[Needs] = Needs(labels="some", group=4)
+    needs: ClassVar[Needs] = Needs(labels="some", unlabelled="needed", group=4)
 
     def __init__(self, config: UniMatchConfig, plan: Plan, build: Build) -> None:
         self.config = config
         self.plan = plan
-        self.needs = Needs(labels="some", group=config.group)  # type: ignore[misc]  # of this run
+        self.needs = Needs(labels="some", unlabelled="needed", group=config.group)  # type: ignore[misc]  # of this run
         network = network_of(config, plan, build)
         self.modules = nn.ModuleDict({"network": network})
         self.points = points_of(network, in_channels=len(plan.channels), size=plan.patch)
