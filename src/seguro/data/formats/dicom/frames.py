@@ -10,7 +10,7 @@ from typing import Any
 
 from seguro.core.errors import DataError
 from seguro.core.types import ThreeF
-from seguro.data.formats.dicom.reading import BROKEN, looks_like_dicom, open_header, quiet
+from seguro.data.formats.dicom.reading import broken, looks_like_dicom, open_header, quiet
 
 __all__ = ["Frame", "NotAnImage", "looks_like_dicom", "read_frames"]
 
@@ -87,7 +87,7 @@ def read_frames(path: Path) -> list[Frame]:
         try:
             _refuse_others(found)
             return list(_frames(path, found))
-        except BROKEN as error:
+        except broken() as error:
             raise DataError(
                 f"{path}: the DICOM header is damaged ({type(error).__name__} in an element); "
                 "copy it again from its source"

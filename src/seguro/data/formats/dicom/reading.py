@@ -16,7 +16,7 @@ from seguro.core.errors import DataError, ExtraMissing
 from seguro.core.files import MAX_FILE_BYTES, read_checked
 from seguro.data.formats.facts import DICOM_AT, DICOM_SUFFIXES, identify, peek
 
-BROKEN = (
+_BROKEN = (
     OSError,
     EOFError,
     ValueError,
@@ -30,8 +30,8 @@ BROKEN = (
     struct.error,
     zlib.error,
 )
-"""All that pydicom and its decoders raise on damaged files."""
-_DEFLATED = b"1.2.840.10008.1.2.1.99\x00"
+"""What pydicom and its decoders raise on damaged files, beside exceptions of its own."""
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _HEAD = 1024
 _GROUPS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")
 """First bytes of a file without preamble: its group, in either byte order."""
@@ -66,6 +66,13 @@ def import_pydicom() -> Any:
     return pydicom
 
 
+def broken() -> tuple[type[Exception], ...]:
+    """Return all that pydicom and its decoders raise on damaged files."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (*_BROKEN, BytesLengthException, InvalidDicomError)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom from warning about values, which may be those of a patient."""
@@ -93,7 +100,7 @@ def open_header(path: Path, tags: list[str], *, limit: int = MAX_FILE_BYTES) -> 
             found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
             if not any(name in found for name in tags):
                 raise DataError(f"{path}: no DICOM elements in it; the file is {_what(path)}")
-        except BROKEN as error:
+        except broken() as error:
             raise DataError(
                 f"{path}: the DICOM header is damaged ({type(error).__name__}); copy it again from its source"
             ) from error
@@ -113,7 +120,7 @@ def open_whole(path: Path, *, limit: int = MAX_FILE_BYTES) -> tuple[Any, str]:
     with quiet():
         try:
             found = pydicom.dcmread(io.BytesIO(content.data), force=True)
-        except BROKEN as error:
+        except broken() as error:
             raise DataError(
                 f"{path}: damaged DICOM file of {len(content.data)} bytes ({type(error).__name__}); "
                 "copy it again from its source"

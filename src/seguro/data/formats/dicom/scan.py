@@ -66,7 +66,7 @@ def list_series(folder: Path) -> Scan:
         raise DataError(f"{folder}: no such folder; give the folder that the DICOM files lie in")
     skipped: Counter[str] = Counter()
     damaged: list[str] = []
-    frames: dict[tuple[str, int | None], Frame] = {}
+    frames: dict[tuple[object, ...], Frame] = {}
     for path in _files(folder):
         if not looks_like_dicom(path):
             skipped["files that are not DICOM"] += 1
@@ -80,7 +80,8 @@ def list_series(folder: Path) -> Scan:
             damaged.append(str(error))
             continue
         for frame in found:
-            key = (frame.instance or str(path), frame.index)
+            # the instance alone does not do: some exports blank it in every file
+            key = (frame.instance, frame.series, frame.index, frame.position, frame.right, frame.marks)
             if key in frames:
                 skipped["copies of slices that are there already"] += 1
             frames.setdefault(key, frame)

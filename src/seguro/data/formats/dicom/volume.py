@@ -15,7 +15,7 @@ from seguro.core.types import Volume
 from seguro.data import geometry
 from seguro.data.formats import nifti
 from seguro.data.formats.dicom.frames import Frame
-from seguro.data.formats.dicom.reading import BROKEN, open_whole, quiet, transfer_syntax
+from seguro.data.formats.dicom.reading import broken, open_whole, quiet, transfer_syntax
 from seguro.data.formats.dicom.scan import Series
 from seguro.data.formats.dicom.stack import Stack, stacked
 
@@ -103,7 +103,7 @@ def _decoded(path: Path, limit: int) -> _Decoded:
             if not syntax.is_compressed:
                 pixels = _stored_bits(pixels, found)
             return _Decoded(pixels.reshape((n, *pixels.shape[-2:])), sha256, _mirror(found))
-        except BROKEN as error:
+        except broken() as error:
             raise DataError(
                 f"{path}: the pixels cannot be decoded ({_first_line(error)}); truncated or damaged: copy "
                 "the file again from its source"
@@ -140,6 +140,8 @@ def _physical(frame: Frame, decoded: _Decoded) -> NDArray[np.float64]:
 def _require_codec(path: Path, syntax: Any) -> None:
     from pydicom.pixels.decoders.base import get_decoder
 
+    if not syntax.is_transfer_syntax:
+        raise DataError(f"{path}: the transfer syntax {str(syntax)!r} is none; the header is damaged")
     if not syntax.is_compressed:
         return
     try:
