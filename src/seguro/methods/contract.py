@@ -38,7 +38,7 @@ class Needs:
     """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are
     given."""
     unlabelled: Literal["unused", "helps", "needed"] = "unused"
-    """What unlabelled cases are to it; where there are none, training says so (helps) or is refused (needed)."""
+    """What unlabelled cases are to it; where there are none, training says so or (needed) is refused."""
     segments: bool = True
     monitor: str | None = "max:dice"
     """Direction and name of the score that selects the model: one of the validation ("dice", "dice.<class>")
