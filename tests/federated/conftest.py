@@ -21,12 +21,18 @@ from seguro.methods import get
 PLAN = {"memory_gib": 0.01, "batch": 2}
 
 
-def federation(sites: Iterable[str], *, method: str = "supervised", **more: Any) -> Federation:
+def tiny_federation(sites: Iterable[str], *, method: str = "supervised", **more: Any) -> Federation:
     """A federation of the tiny method, of two rounds of two updates unless said otherwise."""
     kind = get(method)
     config = kind.Config.model_validate(kind.presets["tiny"]).model_dump(mode="json")
     told = {"run": "r", "rounds": 2, "updates": 2, "plan": PLAN, "sites": sorted(sites), **more}
     return Federation.model_validate({"method": method, "preset": "tiny", "config": config, **told})
+
+
+@pytest.fixture(scope="session")
+def federation() -> Callable[..., Federation]:
+    """`tiny_federation`, for tests."""
+    return tiny_federation
 
 
 @pytest.fixture(scope="session")
