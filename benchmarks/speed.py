@@ -2,7 +2,7 @@
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
-window and the lattice, wall time for the others). Peak memory is what a fresh
+window, PFSeg and the lattice, wall time for the others). Peak memory is what a fresh
 process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
 """
 
@@ -197,6 +197,52 @@ def windows(classes: int) -> Pair:
     return Pair(f"{len(parts)} windows of 48^3, {classes} classes", ours, "the network alone", alone)
 
 
+def whole_volume(
+    size: tuple[int, int, int], *, width: int, window: tuple[int, int, int] | None, overlap: float = 0.5
+) -> Pair:
+    """One volume by PFSeg, deployed, against a residual U-Net of its width in windows, or whole (None)."""
+    import torch
+
+    from seguro.core.types import Classes
+    from seguro.inference.sliding import window_starts
+    from seguro.inference.tiling import planned_slabs
+    from seguro.methods.contract import Predictor, Whole, Windows
+    from seguro.methods.pfseg.config import PfsegConfig
+    from seguro.methods.pfseg.predictor import WholePredictor
+    from seguro.networks.resunet import ResUNet
+    from seguro.networks.superres import HALVES, SuperRes
+
+    classes = Classes(names=("background", "tumor"), values=((0,), (1,)))
+
+    class Plain(Predictor):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes = classes
+            self.tiling = Windows(window, overlap) if window else Whole((16, 16, 16))
+            self.network = ResUNet(in_channels=1, classes=2, strides=HALVES, width=width)
+
+        def forward(self, x: torch.Tensor, support: object = None) -> torch.Tensor:
+            return self.network(x)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.randn(1, *size)
+    network = SuperRes(in_channels=1, classes=2, width=width)
+    ours, peer = WholePredictor(network, classes, PfsegConfig(width=width)).eval(), Plain().eval()
+
+    @torch.inference_mode()
+    def run(predictor: Predictor) -> None:
+        for _ in planned_slabs(predictor, x):
+            pass
+
+    by = "x".join(map(str, size))
+    name = "full resolution in one pass"
+    if window:
+        counts = [len(window_starts(n, w, overlap)) for n, w in zip(size, window, strict=True)]
+        name = f"{np.prod(counts)} windows of {'x'.join(map(str, window))}"
+    return Pair(f"{by}, width {width}", partial(run, ours), name, partial(run, peer))
+
+
 def patch() -> Pair:
     """Eight 96-cubed patches from the store against reading the compressed scan and cropping it each time."""
     import tempfile
@@ -277,6 +323,23 @@ JOBS: dict[str, Job] = {
     "patches from the store": Job(patch, repeats=5, limit_s=8 * 0.002),
     "sliding window, 3 classes": Job(partial(windows, 3), clock=time.process_time, least_ratio=1 / 1.1),
     "sliding window, 20 classes": Job(partial(windows, 20), clock=time.process_time, least_ratio=1 / 1.1),
+    **{
+        f"pfseg vs {what}, {grid}": Job(
+            partial(whole_volume, size, width=width, window=window and tuple(n // 2 for n in size), **more),
+            clock=time.process_time,
+            repeats=repeats,
+            least_ratio=least if what == "27 windows" else None,
+        )
+        for grid, size, width, repeats, least in (
+            ("toy grid", (32, 64, 64), 8, 3, 4),
+            ("paper's grid", (128, 192, 192), 32, 1, 8),
+        )
+        for what, window, more in (
+            ("27 windows", True, {"overlap": 0.5}),
+            ("8 windows", True, {"overlap": 0.0}),
+            ("one pass", None, {}),
+        )
+    },
     "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
     **{
         f"lattice training step without {trick}": Job(

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from seguro.networks.cost import GIGA, flops, forward_flops
+from seguro.networks.cost import GIGA, flops, forward_flops, on_meta
 from seguro.networks.resunet import LowResolution, ResUNet
+from seguro.networks.superres import SuperRes
 
 PUBLISHED = [(2, 2, 2)] * 4
 FULL = (1, 1, 128, 192, 192)
@@ -47,3 +48,20 @@ def test_a_backward_pass_costs_two_forward_passes_but_for_the_first_layer():
 def test_published_costs(network, shape, giga):
     assert forward_flops(network, shape) / GIGA == pytest.approx(giga, abs=1)
     assert {p.device.type for p in network.parameters()} == {"cpu"}  # only the copy went to meta
+
+
+def test_published_costs_of_pfseg():
+    """Segmenting 464, without guidance 461; both decoders 878, the guidance encoder run once."""
+    network = SuperRes(in_channels=1, classes=1)
+    assert forward_flops(network, FULL) / GIGA == pytest.approx(464, abs=1)
+    alone = SuperRes(in_channels=1, classes=1, guidance=False)
+    assert forward_flops(alone, FULL) / GIGA == pytest.approx(461, abs=1)
+    segment, restore = on_meta(network), on_meta(network.restorer(1))
+    x = torch.empty(FULL, device="meta")
+
+    def training() -> tuple[torch.Tensor, torch.Tensor]:
+        maps = segment.encode(x)
+        return segment.segment(maps), restore(maps)
+
+    with torch.no_grad():
+        assert flops(training) / GIGA == pytest.approx(878, abs=2)
