@@ -24,6 +24,7 @@ from seguro.report.figures import Dot, Series, thin
 from seguro.report.headline import found_caveats, headline
 from seguro.report.page import Distribution, Reason, ReportContent, Score, ScoredSet, Shown, base
 from seguro.report.privacy import scrub
+from seguro.report.sites import federated
 from seguro.report.stages import finished, plan_edited, read_object, warnings
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
@@ -97,6 +98,7 @@ def gather(
     return ReportContent(
         headline=head,
         attacks=attacked,
+        federation=federated(run, roots),
         unit=unit,
         tolerance_mm=summary.get("tolerance_mm"),
         caveats=tuple(dict.fromkeys([*caveats, *found])),

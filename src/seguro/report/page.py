@@ -12,6 +12,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from seguro.report import figures, robustness
+from seguro.report.federation import MARKS, Federated, megabytes
 from seguro.report.figures import Dot, Series
 from seguro.report.overlay import AXIS_NAMES, View
 from seguro.report.robustness import Attacked, Picture
@@ -179,6 +180,8 @@ class ReportContent:
     """All scored sets, the one of the page first; empty where it is the only one."""
     attacks: tuple[Attacked, ...] = ()
     """Attacks on the model and corruptions of its images, where there are any."""
+    federation: Federated | None = None
+    """Of a federated run."""
     facts: tuple[tuple[str, str], ...] = field(default=())
     """Further name and value pairs of the headline (patch, spacing, updates, ...)."""
 
@@ -345,6 +348,7 @@ def _environment() -> Environment:
         value=value,
         ml=millilitres,
         duration=duration,
+        megabytes=megabytes,
         data_uri=data_uri,
         metric_title=title,
         view_name=_view_name,
@@ -360,6 +364,7 @@ def _environment() -> Environment:
         by_class=robustness.by_class,
         distribution=robustness.distribution,
         heat=robustness.heat,
+        marks=MARKS,
         heat_steps=robustness.HEAT,
         heat_step=robustness.HEAT_STEP,
     )
