@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from seguro.core.errors import DataError
+from seguro.core.errors import DataError, ExtraMissing
 from seguro.data.formats import read_image, read_label, write_label
 from seguro.data.formats.dicom import list_series, looks_like_dicom, read_series
 from seguro.data.formats.nifti import source_of
@@ -298,3 +298,35 @@ def test_real_series_that_are_no_volume(unpacked, name, message):
 def test_real_enhanced_objects(unpacked, vendor):
     volume = read_series(only(unpacked / "dicom2nifti" / "tests" / "data" / vendor / "anatomical" / "001"))
     assert min(volume.array.shape[1:]) == 8 and volume.array.std() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["rle", "j2k", "jpeg", "jpegls"])
+def test_real_series_are_the_same_under_every_lossless_codec(unpacked, codec):
+    folder = unpacked / "dicom2nifti" / "tests" / "data" / "generic"
+    try:
+        volume = read_series(only(folder / f"compressed_{codec}" / "001"))
+    except ExtraMissing as error:
+        pytest.skip(str(error))
+    plain = read_series(only(folder / "compressed" / "001"))
+    assert np.array_equal(volume.array, plain.array)
+    assert np.array_equal(volume.grid.affine, plain.grid.affine)
+
+
+@pytest.mark.slow
+def test_every_real_file_is_read_counted_or_named(real_data):
+    """Segmentations, structures, reports, broken headers, slides: nothing raises, nothing is lost."""
+    folder = real_data / "dicom"
+    if not folder.is_dir():
+        pytest.skip("the real DICOM files are not on this machine")
+    scan = list_series(folder)
+    counted = sum(int(line.split()[0]) for line in scan.skipped)
+    frames = sum(len(s.frames) for s in scan.series)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert counted + frames + len(scan.damaged) >= len(files)  # frames of one file count each
+    assert len(scan.series) >= 6 and all(str(folder) in line for line in scan.damaged)
+    for series in scan.series:
+        try:
+            assert np.isfinite(read_series(series).array).all()
+        except DataError as error:
+            assert str(folder) in str(error)

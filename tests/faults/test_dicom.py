@@ -18,6 +18,7 @@ from seguro.core.errors import DataError, ExtraMissing, GeometryError, SeguroErr
 from seguro.data import check
 from seguro.data.formats import dicom, read_image
 from seguro.data.importers import importer
+from seguro.inference.inputs import from_paths
 
 pydicom = pytest.importorskip("pydicom")
 from seguro.data.scanner import PATIENT, Scanner  # noqa: E402
@@ -154,6 +155,8 @@ def test_check_names_the_command_for_a_folder_of_dicom(tmp_path, capsys):
     assert main(["check", str(tmp_path / "in"), "--out", str(tmp_path / "w")]) == 2
     assert f"seguro import dicom {tmp_path / 'in'}" in " ".join(capsys.readouterr().err.split())
     (path, *_) = (tmp_path / "in" / "study" / "series").iterdir()
+    with pytest.raises(DataError, match="seguro import dicom"):
+        from_paths(tmp_path / "in", channels=1)
     with pytest.raises(DataError, match="seguro import dicom"):
         read_image([path])
 

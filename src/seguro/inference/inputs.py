@@ -15,6 +15,7 @@ from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import sha256_file
 from seguro.core.types import Case, Manifest, ThreeF, Volume, Warnings
 from seguro.data.formats import SUFFIXES, read_image, split_name
+from seguro.data.formats.dicom.reading import holds_dicom
 from seguro.data.manifest import paths as case_paths
 from seguro.data.manifest import read_case, repaired
 
@@ -83,6 +84,10 @@ def _listed(folder: Path, warnings: Warnings | None) -> list[Path]:
             warnings.add(
                 f"{folder}: files that are no images were passed over (e.g. {path.suffix or path.name})"
             )
+    if not out and holds_dicom(folder):
+        raise DataError(
+            f"{folder}: holds DICOM files; bring its series into images first: seguro import dicom {folder}"
+        )
     if not out:
         raise DataError(f"{folder}: no image in this folder (known are {', '.join(SUFFIXES)}); give another")
     return out

@@ -6,13 +6,12 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Set
-from itertools import islice
 from pathlib import Path
 
 from seguro.core.errors import DataError
 from seguro.core.types import Split
 from seguro.data.formats import raster, split_name
-from seguro.data.formats.dicom.reading import looks_like_dicom
+from seguro.data.formats.dicom.reading import holds_dicom
 from seguro.data.layouts.listing import Findings, Found, Listing, files, refuse_repeats, some
 
 IMAGE_FOLDERS = ("imagesTr", "images", "image", "imgs", "img", "scans", "ct", "mr", "mri", "data")
@@ -26,8 +25,6 @@ EXTRA: tuple[tuple[str, str, Split], ...] = (
     ("unlabelled", "", "unlabelled"),
     ("unlabeled", "", "unlabelled"),
 )
-LOOKED_AT = 200
-"""Files that are opened to find out whether a folder without images holds DICOM."""
 _LABEL_WORD = re.compile(r"seg|mask|label|manual|truth|gt|annot|lesion|vessel|^\d(st|nd|rd|th)", re.I)
 _OBSERVER = re.compile(r"^(\d(st|nd|rd|th)|rater|reader|observer|expert)", re.I)
 _FILLER = re.compile(r"seg(mentation)?s?|masks?|labels?|manual|groundtruth|truth|gt|annot\w*|[\W_]+", re.I)
@@ -75,7 +72,7 @@ def _image_folder(root: Path, site: str) -> str | None:
 
 def _unknown(root: Path, subfolders: list[str]) -> str:
     seen = f"subfolders {some(subfolders)}" if subfolders else "no subfolders"
-    if _holds_dicom(root):
+    if holds_dicom(root):
         return (
             f"{root}: holds DICOM files, which are read by series: bring them into a folder of images with "
             f"`seguro import dicom {root} --out FOLDER`, then check that"
@@ -89,12 +86,6 @@ def _unknown(root: Path, subfolders: list[str]) -> str:
         "beside scan_seg.nii.gz. "
         "Files may be .nii, .nii.gz, .png, .jpg or .tif"
     )
-
-
-def _holds_dicom(root: Path) -> bool:
-    """Return whether one of the first files anywhere below is DICOM."""
-    paths = (Path(folder) / name for folder, _, names in os.walk(root) for name in sorted(names))
-    return any(looks_like_dicom(path) for path in islice(paths, LOOKED_AT))
 
 
 def _pair_folders(

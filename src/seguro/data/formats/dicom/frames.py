@@ -10,9 +10,7 @@ from typing import Any
 
 from seguro.core.errors import DataError
 from seguro.core.types import ThreeF
-from seguro.data.formats.dicom.reading import broken, looks_like_dicom, open_header, quiet
-
-__all__ = ["Frame", "NotAnImage", "looks_like_dicom", "read_frames"]
+from seguro.data.formats.dicom.reading import broken, open_header, quiet
 
 ENHANCED = (
     "SharedFunctionalGroupsSequence",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ _BROKEN = (
 )
 """What pydicom and its decoders raise on damaged files, beside exceptions of its own."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+LOOKED_AT = 200
+"""Files that are opened to find out whether a folder holds DICOM."""
 _HEAD = 1024
 _GROUPS = (b"\x08\x00", b"\x02\x00", b"\x00\x08", b"\x00\x02")
 """First bytes of a file without preamble: its group, in either byte order."""
@@ -51,6 +55,12 @@ def looks_like_dicom(path: Path) -> bool:
     except DataError:
         return False
     return head[DICOM_AT : DICOM_AT + 4] == b"DICM" or (head[:2] in _GROUPS and b"1.2.840.10008." in head)
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Return whether one of the first files anywhere in `folder` is DICOM."""
+    paths = (Path(place) / name for place, _, names in os.walk(folder) for name in sorted(names))
+    return any(looks_like_dicom(path) for path in islice(paths, LOOKED_AT))
 
 
 def import_pydicom() -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from seguro.core.errors import DataError
-from seguro.data.formats.dicom.frames import MARKS, Frame, NotAnImage, looks_like_dicom, read_frames
+from seguro.data.formats.dicom.frames import MARKS, Frame, NotAnImage, read_frames
+from seguro.data.formats.dicom.reading import looks_like_dicom
 from seguro.data.formats.dicom.stack import SAME_PLACE_MM, normal
 
 FEWEST = 3
