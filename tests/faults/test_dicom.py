@@ -164,14 +164,33 @@ def test_check_names_the_command_for_a_folder_of_dicom(tmp_path, capsys):
 # Row 21: compressed syntax without codec
 
 
-def test_a_codec_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypatch):
-    Scanner().write(tmp_path, slices(), syntax="1.2.840.10008.1.2.5")
+def compressed(path: Path, syntax: str) -> None:
+    """Make a file say that its pixels are compressed in this way; they are not."""
+    found = pydicom.dcmread(path)
+    found.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
+    found.PixelData = pydicom.encaps.encapsulate([b"0123"])
+    found["PixelData"].VR = "OB"
+    found.save_as(path, implicit_vr=False, little_endian=True, force_encoding=True)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "package"),
+    [
+        pytest.param("1.2.840.10008.1.2.4.80", "pylibjpeg-libjpeg", id="JPEG-LS"),
+        pytest.param("1.2.840.10008.1.2.4.70", "pylibjpeg-libjpeg", id="JPEG lossless"),
+        pytest.param("1.2.840.10008.1.2.4.90", "pylibjpeg-openjpeg", id="JPEG 2000"),
+    ],
+)
+def test_a_codec_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypatch, syntax, package):
     from pydicom.pixels.decoders import base
 
     monkeypatch.setattr(base.Decoder, "is_available", property(lambda self: False))
+    for path in Scanner().write(tmp_path, slices()):
+        compressed(path, syntax)
     (series,) = dicom.list_series(tmp_path).series
-    with pytest.raises(ExtraMissing, match=r"RLE Lossless.*pip install 'seguro\[dicom\]'"):
+    with pytest.raises(ExtraMissing, match=rf"{package}': pip install 'seguro\[dicom\]'"):
         dicom.read_series(series)
+    assert main(["import", "dicom", str(tmp_path), "--out", str(tmp_path.with_name("out"))]) == 1
 
 
 def test_pydicom_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypatch):
@@ -187,11 +206,7 @@ def test_pydicom_that_is_not_there_is_named_with_its_extra(tmp_path, monkeypatch
 )
 def test_a_syntax_that_cannot_be_read_is_named(tmp_path, syntax, message):
     for path in Scanner().write(tmp_path, slices()):
-        found = pydicom.dcmread(path)
-        found.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-        found.PixelData = pydicom.encaps.encapsulate([b"0123"])
-        found["PixelData"].VR = "OB"
-        found.save_as(path, implicit_vr=False, little_endian=True, force_encoding=True)
+        compressed(path, syntax)
     (series,) = dicom.list_series(tmp_path).series
     with pytest.raises(DataError, match=message):
         dicom.read_series(series)

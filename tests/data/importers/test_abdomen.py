@@ -7,6 +7,7 @@ import pytest
 
 from seguro.core.errors import DataError
 from seguro.core.types import Grid
+from seguro.data.formats import read_image, read_label
 from seguro.data.importers import abdomen
 
 MR_SPACING = (5.5, 1.6, 1.4)
@@ -137,3 +138,16 @@ def test_resampling_is_simpleitks_under_the_published_rule(old):
     for value in (1, 4):
         painted[np.rint(theirs((label == value).astype(np.float32))) == 1] = value
     assert np.array_equal(abdomen.resampled_label(label, old, new, shape), painted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["chaos_01", "chaos_32"])
+def test_a_published_volume_is_already_prepared(real_data, name):
+    folder = real_data / "chaos_t2"
+    if not folder.is_dir():
+        pytest.skip("the CHAOS scans are not on this machine")
+    image = read_image([folder / "imagesTr" / f"{name}.nii.gz"])
+    label = read_label(folder / "labelsTr" / f"{name}.nii.gz").array.astype(np.uint8)
+    new, classes, g = abdomen.mr(image.array[0], label, image.grid)
+    assert np.array_equal(classes, label) and np.abs(g.affine - image.grid.affine).max() < 1e-5
+    assert (new != image.array[0]).mean() <= 0.005  # the tail of what padding has left is cut once more

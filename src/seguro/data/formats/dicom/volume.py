@@ -149,7 +149,8 @@ def _require_codec(path: Path, syntax: Any) -> None:
     except NotImplementedError as error:
         raise DataError(f"{path}: compressed as {syntax.name}, which is not known; convert it") from error
     if not decoder.is_available:
-        raise ExtraMissing("pylibjpeg", "dicom", f"{path}: compressed as {syntax.name}, which")
+        package = "pylibjpeg-openjpeg" if "JPEG 2000" in syntax.name else "pylibjpeg-libjpeg"
+        raise ExtraMissing(package, "dicom", f"{path}: compressed as {syntax.name}, which")
 
 
 def _first_line(error: Exception) -> str:
