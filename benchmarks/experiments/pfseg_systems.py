@@ -1,0 +1,173 @@
+"""PFSeg beside its baselines on real data: `python benchmarks/experiments/pfseg_systems.py NAME`.
+
+Reads NAME/experiment.yaml beside this file. Whole volumes and windows need plans of different patches on the
+same grid, so there are two workspaces of one data set with the same folds. For every arm and seed it trains,
+predicts and evaluates; then `seguro bench pfseg` measures all systems of the first seed, with the two-stage
+cascade and the controls of guidance. Writes result.json and figure.svg beside the experiment. What is
+finished is skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--no-bench` leaves out the
+measurement and `--collect` only gathers what is there.
+
+experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `grid` (fields of plan.json in
+both workspaces) and `workspaces` (name: further fields); `kinds` (name: workspace and options of `train`);
+`arms` (name: kind, seeds, further options); `pairs` (arm: arms that it is compared with); `bench` (run, with,
+and options of the command).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from arms import METRICS, dice_of, merged, options, over_seeds, planned, rows_of, seguro
+from record import HERE, PACKAGES, standalone
+
+from seguro.core.files import read_json, write_json, write_text
+from seguro.core.settings import read_yaml
+from seguro.core.types import ScoreRow
+from seguro.evaluation.scores import read_csv
+from seguro.evaluation.statistics import paired
+from seguro.report.figures import strip
+
+OWN = ("kind", "workspace", "seeds")
+"""Fields of an arm and its kind that are no options of `train`."""
+
+
+def arm_of(plan: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    """Return the fields of an arm on top of those of its kind."""
+    return merged(plan["kinds"][plan["arms"][arm]["kind"]], plan["arms"][arm])
+
+
+def train_options(plan: Mapping[str, Any], arm: str) -> dict[str, Any]:
+    return {k: v for k, v in arm_of(plan, arm).items() if k not in OWN}
+
+
+def workspace_of(work: Path, name: str, kind: str) -> Path:
+    return work / f"{name}-{kind}.seguro"
+
+
+def run_of(work: Path, name: str, plan: Mapping[str, Any], arm: str, seed: int) -> Path:
+    return workspace_of(work, name, arm_of(plan, arm)["workspace"]) / "runs" / f"{arm}-seed{seed}"
+
+
+def prepare(folder: Path, plan: Mapping[str, Any], data_root: Path, work: Path) -> None:
+    """Check and plan every workspace."""
+    check = dict(plan.get("check", {}))
+    if "patients" in check:
+        check["patients"] = folder / check["patients"]
+    for kind, edit in plan["workspaces"].items():
+        workspace = workspace_of(work, folder.name, kind)
+        seguro("check", data_root / plan["data"], "--out", workspace, *options(check))
+        planned(workspace, plan.get("plan", {}), {**plan.get("grid", {}), **edit})
+
+
+def perform(plan: Mapping[str, Any], run: Path, arm: str, seed: int) -> None:
+    """Train, predict and evaluate one arm with one seed."""
+    workspace = run.parent.parent
+    chosen = options(merged(plan.get("train", {}), train_options(plan, arm)))
+    seguro("train", workspace, *chosen, "--seed", seed, "--name", run.name)
+    seguro("predict", run, "--cases", plan["cases"], "--threads", 1)
+    seguro("evaluate", run / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1)
+
+
+def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
+    """Run the bench unless its table is there already."""
+    told = dict(plan["bench"])
+    seed = 0
+
+    def path(arm: str) -> Path:
+        return run_of(work, folder.name, plan, arm, seed)
+
+    run, others = path(told.pop("run")), [path(a) for a in told.pop("with", [])]
+    if (run / "bench" / "bench.json").exists():
+        return
+    if "second" in told:
+        told["second"] = path(told["second"])
+    seguro(
+        "bench", "pfseg", run, *options({"with": others}), *options(told), "--cases", plan["cases"]
+    )  # fmt: skip
+
+
+def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
+    """Write result.json and figure.svg of every arm whose seeds are all scored."""
+    scores: dict[str, list[list[ScoreRow]]] = {}
+    minutes: dict[str, list[float]] = {}
+    updates: dict[str, list[int]] = {}
+    machine = ""
+    for arm, told in plan["arms"].items():
+        runs = [run_of(work, folder.name, plan, arm, s) for s in told["seeds"]]
+        files = [r / "predictions" / plan["cases"] / "scores" / "scores.csv" for r in runs]
+        if all(f.exists() for f in files):
+            scores[arm] = [read_csv(f) for f in files]
+            recorded = [read_json(r / "stage.json")["recorded"] for r in runs]
+            minutes[arm] = [r["minutes"] for r in recorded]
+            updates[arm] = [r["updates"] for r in recorded]
+            machine = recorded[0]["machine"]
+    if not scores:
+        sys.exit(f"{work}: no arm is scored for all of its seeds")
+    missing = [a for a in plan["arms"] if a not in scores]
+    mean = {arm: over_seeds(runs) for arm, runs in scores.items()}
+    table = run_of(work, folder.name, plan, plan["bench"]["run"], 0) / "bench" / "bench.json"
+    result = {
+        "command": f"python benchmarks/experiments/pfseg_systems.py {folder.name}",
+        "seed": {arm: plan["arms"][arm]["seeds"] for arm in scores},
+        "versions": {p: version(p) for p in PACKAGES},
+        "machine": machine,
+        "minutes": minutes,
+        "updates": updates,
+        "not_run": missing,
+        "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs)],
+        "pairs": [
+            {"setting": a, "against": b, **row._asdict()}
+            for a, others in plan.get("pairs", {}).items()
+            for b in others
+            if a in mean and b in mean
+            for row in paired(mean[b], mean[a], intersect=True)
+        ],
+        "bench": read_json(table) if table.exists() else None,
+    }
+    write_json(folder / "result.json", result)
+    dots = [(arm, dice_of(rows)) for arm, rows in mean.items()]
+    drawing = strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1))
+    write_text(folder / "figure.svg", standalone(str(drawing)))
+    if table.exists():
+        write_text(folder / "bench.svg", table.with_suffix(".svg").read_text())
+    print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
+
+
+def _rows(plan: Mapping[str, Any], arm: str, runs: Sequence[Sequence[ScoreRow]]) -> list[dict[str, Any]]:
+    return rows_of(
+        {**plan, "arms": {arm: train_options(plan, arm)}, "seeds": plan["arms"][arm]["seeds"]}, arm, runs
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("name", help="folder with experiment.yaml, beside this file")
+    parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=Path(), help="where the workspaces lie")
+    parser.add_argument("--only", action="append", help="these arms; repeatable")
+    parser.add_argument("--no-bench", action="store_true", help="measure nothing")
+    parser.add_argument("--collect", action="store_true", help="train and measure nothing")
+    given = parser.parse_args()
+    folder = HERE / given.name
+    plan = read_yaml(folder / "experiment.yaml")
+    unknown = sorted(set(given.only or []) - set(plan["arms"]))
+    if unknown:
+        parser.error(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
+    if not given.collect:
+        prepare(folder, plan, given.data_root, given.work)
+        for arm in given.only or plan["arms"]:
+            for seed in plan["arms"][arm]["seeds"]:
+                perform(plan, run_of(given.work, folder.name, plan, arm, seed), arm, seed)
+        if not given.no_bench:
+            measure(folder, plan, given.work)
+    collect(folder, plan, given.work)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
