@@ -137,6 +137,5 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ablation-tel": WITHOUT | {"restoration_weight": 0.5, "target_weight": 0.5},
     "ablation-ssl": {"guidance": "none", "guided_weight": 0.0},
     "small": SMALL | {"width": 16, "average": 0.99},
-    "tiny": SMALL
-    | {"width": 4, "tail_width": 4, "pool": 4, "learning_rate": 5e-3, "average": 0.9, "augment": {"p_spatial": 0.2}},
+    "tiny": SMALL | {"width": 4, "tail_width": 4, "pool": 4, "average": 0.9, "augment": {"p_spatial": 0.2}},
 }
