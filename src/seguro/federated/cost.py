@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from seguro.core.errors import ConfigError
 from seguro.core.seeds import derive
 from seguro.data.plan import Plan
 from seguro.data.planner import PlanOptions
-from seguro.data.store import Cases, prepare_case
+from seguro.data.store import prepare_case
 from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.federated import exchange, message
-from seguro.federated.local import Spec
+from seguro.federated.local import Spec, seen_by
 from seguro.federated.message import Arrays
 from seguro.federated.plan import at_site, merged
 from seguro.federated.site import Site
@@ -83,21 +84,28 @@ def update_seconds(spec: Spec, plan: Plan, site: Site, scratch: Path) -> float |
     """Return the seconds of one local update at `site`, None where it has nothing to learn from."""
     labels = get(spec.method).needs.labels
     train, _ = site.cases()
-    usable = [c for c in train if c.label is not None] if labels != "none" else list(train)
+    known = [c for c in train if c.label is not None][:1]
+    bare = [c for c in train if c.label is None][:1]
+    usable = known if labels == "all" else [*known, *bare]
     if not usable:
         return None
     here = at_site(plan, site.manifest())
-    prepare_case(scratch, usable[0], site.manifest(), here)
+    for case in usable:
+        prepare_case(scratch, case, site.manifest(), here)
+    method = spec.made(here)
     loop = Loop(
-        spec.made(here),
-        Cases(scratch, usable[:1], here.classes, hide_labels=labels == "none"),
+        method,
+        seen_by(method, scratch, usable, here),
         scratch,
         Runtime(site.device, site.precision),
         Limits(updates=PROBED),
         spec.batch,
         derive(spec.seed, "cost"),
     )
-    loop.run_updates(0, 1)
+    try:
+        loop.run_updates(0, 1)
+    except ConfigError:  # the method mixes labelled and unlabelled cases, and here is one kind only
+        return None
     started = time.monotonic()
     loop.run_updates(1, PROBED - 1)
     return (time.monotonic() - started) / (PROBED - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from torch import Tensor
 from seguro.core.files import read_checked, write_bytes
 from seguro.core.seeds import derive
 from seguro.core.types import Case, Record
+from seguro.data import superpixels
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
@@ -138,9 +139,6 @@ class Training:
     _loop: Loop | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        needs = get(self.spec.method).needs
-        cases = self.train if needs.labels != "all" else [c for c in self.train if c.label is not None]
-        self.cases = Cases(self.store, cases, self.plan.classes, hide_labels=needs.labels == "none")
         self.runtime = Runtime(self.device, self.precision)
 
     def answer(self, task: Task) -> Update:
@@ -154,14 +152,14 @@ class Training:
         started = time.monotonic()
         loop = self.loop((task.round - 1) * self.spec.updates if task.action == "train" else None)
         self._load(loop, task.arrays)
-        metrics = {"n_cases": float(len(self.cases)), "n_labelled": float(len(self.cases.labelled))}
+        metrics = {"n_cases": float(len(loop.cases)), "n_labelled": float(len(loop.cases.labelled))}
         if task.config.get("evaluate"):
             metrics |= self.scores(loop)
         update = Update(self.run, self.site, task.round, task.action)
         if task.action == "train":
             arrays, more = self._train(loop, task)
             metrics |= more
-            weight, coding = float(len(self.cases)), self.spec.coding
+            weight, coding = float(len(loop.cases)), self.spec.coding
             update = replace(update, arrays=arrays, weight=weight, coding=coding)
         metrics["seconds"] = round(time.monotonic() - started, 3)
         return replace(update, metrics=allowed(metrics, self.plan.classes.foreground))
@@ -170,9 +168,10 @@ class Training:
         """Return the loop in the state before update `start`, or as it is (None)."""
         if self._loop is not None and (start is None or self._loop.run.update <= start):
             return self._loop
+        method = self.spec.made(self.plan)
         loop = Loop(
-            self.spec.made(self.plan),
-            self.cases,
+            method,
+            seen_by(method, self.store, self.train, self.plan),
             self.folder,
             self.runtime,
             Limits(updates=self.spec.rounds * self.spec.updates),
@@ -188,7 +187,8 @@ class Training:
 
     def scores(self, loop: Loop) -> dict[str, float]:
         """Return Dice on the held-out cases, over all and per class, where there are some."""
-        if not (self.validation and loop.method.needs.segments):
+        needs = loop.method.needs
+        if not (self.validation and needs.segments and needs.monitor):
             return {}
         modules = loop.run.deployable()
         modules.eval()
@@ -206,7 +206,7 @@ class Training:
 
     def _train(self, loop: Loop, task: Task) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """Do the round's updates; return what travels and the numbers that go with it."""
-        if not len(self.cases):
+        if not len(loop.cases):
             raise Refusal(f"no case here that method {self.spec.method} can learn from")
         losses: list[float] = []
 
@@ -250,6 +250,16 @@ class Training:
         for old in before[:-1]:
             old.unlink()
         return coded.arrays
+
+
+def seen_by(method: Method, folder: Path, cases: Sequence[Case], plan: Plan) -> Cases:
+    """Return what `method` may see of prepared training cases, with superpixels where it asks for them."""
+    needs = method.needs
+    usable = cases if needs.labels != "all" else [c for c in cases if c.label is not None]
+    out = Cases(folder, usable, plan.classes, hide_labels=needs.labels == "none", regions=needs.regions)
+    if needs.regions is not None:
+        superpixels.compute(out, needs.regions, axis=plan.slice_axis)
+    return out
 
 
 def _round(path: Path) -> int:
