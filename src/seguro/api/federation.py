@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from seguro.api.workspace import Say, manifest_of, named, quiet, workspace_of
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import write_json, write_text
 from seguro.core.seeds import generator
+from seguro.core.settings import read_yaml
 from seguro.core.stage import locked
 from seguro.core.types import Case, Manifest
 
@@ -81,6 +82,20 @@ def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError("options of the federation:\n  " + "\n  ".join(lines)) from error
+
+
+def options_in(path: Path) -> tuple[FederateOptions, tuple[str, ...] | None]:
+    """Return the options in a YAML file, and the sites that it names, None where it names none.
+
+    Raises:
+        ConfigError: a field that is not one of `FederateOptions`, or `sites`.
+    """
+    found = read_yaml(path)
+    sites = found.pop("sites", None)
+    known = [f.name for f in fields(FederateOptions) if f.name not in ("device", "processes")]
+    if unknown := sorted(set(found) - set(known)):
+        raise ConfigError(f"{path}: unknown {', '.join(unknown)}; its keys are sites, {', '.join(known)}")
+    return FederateOptions(**found), None if sites is None else tuple(map(str, sites))
 
 
 def run_folder(data: Sequence[Path], options: FederateOptions, out: Path | None = None) -> Path:
@@ -224,4 +239,4 @@ def foretell(
         return foretold(federation(options, list(found)), found, Path(temporary) / "store")
 
 
-__all__ = ["FederateOptions", "federation", "foretell", "run_folder", "simulate", "sites_of"]
+__all__ = ["FederateOptions", "federation", "foretell", "options_in", "run_folder", "simulate", "sites_of"]

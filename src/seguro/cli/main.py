@@ -33,6 +33,8 @@ GROUPS = {
     "federate": {
         "simulate": "Train over sites on this machine: the same as over real ones, without a network.",
         "provision": "Make certificates, keys and a start-up folder for the server and for each site.",
+        "server": "Run a federation over a network, as its server.",
+        "site": "Take part in a federation over a network, as a site.",
     },
 }
 """Commands that have commands of their own, each in a file `<group>_<command>.py`."""

@@ -98,6 +98,14 @@ def register_commands(folder: Path) -> list[list[str]]:
     ]
 
 
+def run_command(app: Path, federation: Path, folder: Path) -> list[str]:
+    """Return the command that submits a run to the SuperLink and follows it to its end."""
+    for path in (federation, folder):
+        _plain("path", str(path))
+    config = f'federation="{federation}" folder="{folder}"'
+    return [_tool("flwr", "federated"), "run", str(app), "local", "--run-config", config, "--stream"]
+
+
 def flower_config(folder: Path) -> str:
     """Return Flower's config.toml of the server: operators reach the SuperLink on the loopback."""
     start = server_start(folder)
@@ -120,8 +128,7 @@ def supernode_command(folder: Path, settings: Mapping[str, str]) -> list[str]:
     start = site_start(folder)
     pairs = {"site": start.site, **settings}
     for key, value in pairs.items():
-        if any(c in value for c in "\"'\n\\"):
-            raise ConfigError(f"{key} {value!r}: quotes, backslashes and line breaks cannot be passed on")
+        _plain(key, value)
     return [
         _tool("flower-supernode", "federated"),
         *("--superlink", f"127.0.0.1:{start.sidecar_port}"),
@@ -204,6 +211,11 @@ def reach(folder: Path, *, timeout_s: float = REACH_S) -> None:
         raise RunError(f"{where} does not let site {start.site} in; it is not on the server's list")
     if status in ("502", "503", "504"):
         raise RunError(f"{where}: the proxy is there, the SuperLink behind it is not; start it first")
+
+
+def _plain(key: str, value: str) -> None:
+    if any(c in value for c in "\"'\n\\"):
+        raise ConfigError(f"{key} {value!r}: quotes, backslashes and line breaks cannot be passed on")
 
 
 def _alert(error: ssl.SSLError) -> str:

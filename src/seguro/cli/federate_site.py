@@ -1,0 +1,58 @@
+"""Take part in a federation as a site, from its start-up folder: its sidecar and Flower's SuperNode."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, console, finish
+
+
+def site(
+    folder: Annotated[Path, typer.Argument(help="The site's start-up folder, made by provision.")],
+    data: Annotated[Path, typer.Argument(help="The site's data folder; nothing is written into it.")],
+    out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="32, bf16-mixed, 16-mixed.")] = "32",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take part until stopped; with --dry-run check data and connection, and print what would leave."""
+    from rich.markup import escape
+
+    from seguro import api
+    from seguro.federated import deployment, startup
+    from seguro.federated.policy import read_policy
+
+    screen = console(as_json)
+
+    def say(line: str) -> None:
+        screen.print(escape(line))
+
+    start = startup.site_start(folder)
+    workspace = api.workspace_of(data, out)
+    policy = read_policy(folder / "policy.yaml")
+    if not dry_run:
+        try:
+            deployment.take_part(folder, data, workspace, device=device, precision=precision, say=say)
+        except KeyboardInterrupt:
+            say("stopped; the same command takes part again")
+        finish(screen, result={"site": start.site, "workspace": str(workspace)}, as_json=as_json)
+        return
+    from seguro.federated.site import Site
+
+    facts = Site(start.site, data, workspace, say=say).facts()
+    say(f"site {start.site} would tell the server of its cases, before round 1:")
+    for key, value in facts.items():
+        say(f"    {key}: {json.dumps(value)}")
+    say("then in every round the weights of the model, and losses, Dice, counts and seconds as numbers")
+    say(f"policy: {policy.model_dump_json(exclude_none=True)}")
+    say(f"certificates are valid until {startup.check(folder):%Y-%m-%d}")
+    startup.reach(folder)
+    say(f"{start.host}:{start.port} lets this site in")
+    then = f"seguro federate site {shlex.quote(str(folder))} {shlex.quote(str(data))}"
+    finish(screen, result={"site": start.site, "facts": facts}, as_json=as_json, then=then)
