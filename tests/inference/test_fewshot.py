@@ -8,6 +8,7 @@ import seguro
 from seguro.core.errors import ConfigError, GeometryError
 from seguro.core.types import IGNORE, Grid, Source, Volume
 from seguro.data.formats import read_image, read_label
+from seguro.data.preprocess import to_planned
 from seguro.data.support import Bank, Shot
 from seguro.engine.model import load_model
 from seguro.inference import fewshot
@@ -132,6 +133,23 @@ def test_a_variant_has_the_same_weights_and_other_options(model):
     assert (other.config["foreground"], other.config["prior"]) == ("global", "none")
     for a, b in zip(model.predictor.parameters(), other.predictor.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_segment_uses_the_given_slices_alone(model, bank, query):
+    plain = fewshot.variant(model, prior="none", nearest=0).predictor
+    support = fewshot.planned_support(bank, model.plan)
+    image, mask = support.images[0], support.labels[0] == 1
+    x, _ = to_planned(query, model.plan)
+    segment = fewshot.segment_of(plain, torch.from_numpy(x), image, mask)
+    shown = [int(z) for z in torch.nonzero(mask.flatten(1).any(1)).flatten()]
+    found = segment([4, 5], [shown[1]])
+    assert found.shape == (2, *mask.shape[1:])
+    np.testing.assert_array_equal(segment([5], [shown[1]])[0], found[1])
+    elsewhere = image.clone()
+    elsewhere[:, shown[0]] = 0
+    again = fewshot.segment_of(plain, torch.from_numpy(x), elsewhere, mask)([4, 5], [shown[1]])
+    np.testing.assert_array_equal(again, found)
+    assert not np.array_equal(segment([4, 5], [shown[0]]), found)
 
 
 def test_snapping_draws_probabilities_to_the_superpixel_mean(fake):

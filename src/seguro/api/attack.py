@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from seguro.api.attack_options import AttackOptions, spread
 from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
+from seguro.api.support import model_with
 from seguro.api.workspace import named
 from seguro.core.errors import DataError
 from seguro.core.files import read_json, sha256_json
 from seguro.core.stage import Stage, locked
 
 if TYPE_CHECKING:
+    from seguro.data.support import Bank
     from seguro.evaluation.robustness import RobustRow
 
 Progress = Callable[[int, int, str], None]
@@ -44,6 +46,7 @@ def attack(
     data: Path | None = None,
     data_root: Path | None = None,
     name: str | None = None,
+    support: Bank | None = None,
     progress: Progress | None = None,
 ) -> AttackReport:
     """Attack a trained model and write `runs/<run>/attacks/<name>/`; what is there already is not done again.
@@ -54,6 +57,7 @@ def attack(
         data: workspace or data folder of the cases; the run's own by default.
         data_root: where the data lie now, if they were moved.
         name: of the result's folder.
+        support: annotated examples of the data set's classes, for a few-shot model.
         progress: told before each piece of work.
 
     Raises:
@@ -65,11 +69,10 @@ def attack(
     from seguro.attacks.ensemble import Effort
     from seguro.attacks.threat import parse_epsilons
     from seguro.attacks.victim import frozen
-    from seguro.engine.model import load_model
 
     options = options or AttackOptions()
     epsilons = parse_epsilons(options.eps)
-    model = load_model(run, options.device)
+    model = model_with(run, support, options.device)
     _, manifest = manifest_for(run, data, data_root)
     same_classes(manifest, model.plan.classes)
     cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)

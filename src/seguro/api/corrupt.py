@@ -13,6 +13,7 @@ import numpy as np
 from seguro.api.attack import AttackReport, Progress
 from seguro.api.attack_options import spread
 from seguro.api.selection import cases_for, manifest_for, run_of, same_classes
+from seguro.api.support import model_with
 from seguro.api.workspace import named
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, sha256_json, write_json
@@ -20,6 +21,7 @@ from seguro.core.stage import Stage, locked
 from seguro.core.types import Case, Manifest
 
 if TYPE_CHECKING:
+    from seguro.data.support import Bank
     from seguro.engine.model import Model
     from seguro.evaluation.robustness import RobustRow
 
@@ -46,6 +48,7 @@ def corrupt(
     data: Path | None = None,
     data_root: Path | None = None,
     name: str | None = None,
+    support: Bank | None = None,
     progress: Progress | None = None,
 ) -> AttackReport:
     """Predict whole corrupted volumes, score them, and write `runs/<run>/attacks/<name>/`; resumable.
@@ -59,11 +62,10 @@ def corrupt(
     """
     from seguro.attacks.corruptions import CORRUPTIONS, SEVERITIES, names
     from seguro.attacks.victim import frozen
-    from seguro.engine.model import load_model
     from seguro.evaluation import robustness
 
     options = options or CorruptOptions()
-    model = load_model(run, options.device)
+    model = model_with(run, support, options.device)
     _, manifest = manifest_for(run, data, data_root)
     same_classes(manifest, model.plan.classes)
     cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seguro.api.selection import run_of
 from seguro.core.errors import ConfigError
+from seguro.core.files import sha256_json
 from seguro.core.types import ThreeF
 from seguro.data import support
 from seguro.data.shots import SliceChoice, read_shots
@@ -15,6 +17,7 @@ from seguro.data.support import Bank
 
 if TYPE_CHECKING:
     from seguro.data.plan import Plan
+    from seguro.engine.model import Model
 
 
 def support_root(model: Path, out: Path) -> Path:
@@ -76,6 +79,22 @@ def support_of(
     for shot, _ in shots:
         key = support.add(root, shot, named, parent=key)
     return support.load(root, str(key))
+
+
+def model_with(run: Path, bank: Bank | None, device: str = "cpu") -> Model:
+    """Return a model, bound to the support where there is one; its hash is over both.
+
+    Raises:
+        ConfigError: a method that needs a support without one, or the reverse.
+    """
+    from seguro.engine.model import load_model
+    from seguro.inference.fewshot import bind, refuse_unsupported
+
+    model = load_model(run, device)
+    if bank is None:
+        refuse_unsupported([model])
+        return model
+    return replace(bind(model, bank), sha256=sha256_json([model.sha256, bank.hash]))
 
 
 def named_values(classes: Sequence[str]) -> dict[str, int]:

@@ -83,6 +83,13 @@ def attack(
         Path | None, typer.Option(help="Where the data set lies now, if it was moved.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the result: RUN/attacks/NAME.")] = None,
+    support: Annotated[
+        list[str] | None,
+        typer.Option(help="Annotated scan of the same classes, for a few-shot model; repeatable. Or a hash."),
+    ] = None,
+    support_label: Annotated[
+        list[Path] | None, typer.Option(help="Mask of the --support in the same place; repeatable.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     seed: Seed = 0,
@@ -111,7 +118,12 @@ def attack(
         text.print(f"would attack {run} on its {cases} cases: {told}", markup=False)
         finish(text, result={"run": str(run), "eps": [e.number for e in strengths]}, as_json=as_json)
         return
-    place = {"data": data, "data_root": data_root, "name": name}
+    if support_label and not support:
+        raise ConfigError("--support-label: it is the mask of a --support; give that too")
+    from seguro.api.support import support_of
+
+    bank = support_of(run, run, support, support_label or ()) if support else None
+    place = {"data": data, "data_root": data_root, "name": name, "support": bank}
     chosen = _machine(device, threads)
     with _bar(text) as progress:
         if corruptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -79,6 +79,31 @@ def variant(model: Model, **changes: Any) -> Model:
     predictor.load_state_dict(model.predictor.state_dict())
     predictor.eval().requires_grad_(False)
     return replace(model, predictor=predictor, config=config.model_dump(mode="json"))
+
+
+def segment_of(
+    predictor: Predictor, query: Tensor, image: Tensor, mask: Tensor
+) -> Callable[[Sequence[int], Sequence[int]], NDArray[np.bool_]]:
+    """Return a function that segments some query slices from some support slices and nothing else.
+
+    One class against the background, as published: what `evaluation.protocol.ep1` asks. Give it a predictor
+    without prior (`variant(model, prior="none", nearest=0)`), since some slices have no height.
+
+    Args:
+        predictor: few-shot, not bound.
+        query: (C, Z, Y, X) planned.
+        image: (C, Z, Y, X) the support, planned.
+        mask: (Z, Y, X) bool, its class. Slices lie along the first axis here.
+    """
+    one = Classes(names=("background", "class"), values=((0,), (1,)))
+
+    @torch.inference_mode()
+    def segment(slices: Sequence[int], given: Sequence[int]) -> NDArray[np.bool_]:
+        shown = Support((image[:, list(given)],), (mask[list(given)].long(),), one)
+        logits = predictor(query[None, :, list(slices)], shown)[0]
+        return np.asarray((logits[1] > logits[0]).cpu().numpy())
+
+    return segment
 
 
 def snapped(model: Model, weight: float) -> Model:
