@@ -95,6 +95,9 @@ def options_in(path: Path) -> tuple[FederateOptions, tuple[str, ...] | None]:
     known = [f.name for f in fields(FederateOptions) if f.name not in ("device", "processes")]
     if unknown := sorted(set(found) - set(known)):
         raise ConfigError(f"{path}: unknown {', '.join(unknown)}; its keys are sites, {', '.join(known)}")
+    for name in ("settings", "strategy", "plan"):
+        if not isinstance(found.get(name, {}), dict):
+            raise ConfigError(f"{path}: {name} is {found[name]!r}, expected fields with values")
     return FederateOptions(**found), None if sites is None else tuple(map(str, sites))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+from seguro.cli.terminal import AsJson, DryRun, console, finish
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,18 +33,23 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Workspace of one folder; folder for the run of several.")
     ] = None,
-    method: Annotated[str, typer.Option(help="How to learn.")] = "supervised",
+    method: Annotated[str | None, typer.Option(help="How to learn; supervised by default.")] = None,
     network: Annotated[str | None, typer.Option(help="unet, or monai:Name.")] = None,
-    preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
+    preset: Annotated[
+        str | None, typer.Option(help="A preset of the method; by default small without a GPU.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One field of the method: a.b=c; repeatable.")
     ] = None,
     strategy: Annotated[list[str] | None, typer.Option(help=STRATEGY)] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file with `strategy`, `plan` and `settings` of the method.")
+        Path | None,
+        typer.Option(help="YAML file as `federate server` takes it; options given here come before it."),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = 20,
-    updates: Annotated[int, typer.Option(min=1, help="Local updates of a site in a round.")] = 50,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds; 20 by default.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Local updates of a site in a round; 50 by default.")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Samples per update; the plan's by default.")
     ] = None,
@@ -55,7 +61,7 @@ def simulate(
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -63,26 +69,30 @@ def simulate(
     from rich.markup import escape
 
     from seguro.api import federation as api
-    from seguro.core.settings import merge, read_yaml, settings_from
+    from seguro.core.settings import merge, settings_from
 
     screen = console(as_json)
 
     def say(line: str) -> None:
         screen.print(escape(line))
 
-    file: dict[str, Any] = read_yaml(config) if config else {}
-    options = api.FederateOptions(
-        method=method,
-        preset=preset,
-        network=network,
-        settings=merge(file.get("settings", {}), settings_from(set_ or [])),
-        rounds=rounds,
-        updates=updates,
-        batch=batch,
-        seed=seed,
-        strategy=merge(file.get("strategy", {}), settings_from(strategy or [])),
-        plan=merge(file.get("plan", {}), {} if memory is None else {"memory_gib": memory}),
-        name=name,
+    options = api.options_in(config)[0] if config else api.FederateOptions()
+    given = {
+        "method": method,
+        "preset": preset,
+        "network": network,
+        "rounds": rounds,
+        "updates": updates,
+        "batch": batch,
+        "seed": seed,
+        "name": name,
+    }
+    options = replace(
+        options,
+        **{k: v for k, v in given.items() if v is not None},  # type: ignore[arg-type]
+        settings=merge(options.settings or {}, settings_from(set_ or [])),
+        strategy=merge(options.strategy, settings_from(strategy or [])),
+        plan=merge(options.plan, {} if memory is None else {"memory_gib": memory}),
         device=device,
         processes=processes,
     )
