@@ -10,8 +10,11 @@ import torch
 
 from seguro import api
 from seguro.cli.main import main
+from seguro.cli.predict import tasks_of
+from seguro.core.errors import ConfigError
 from seguro.data import phantom
 from seguro.data.planner import PlanOptions
+from seguro.data.preprocess import to_planned
 from seguro.engine.model import load_model, save_model
 from seguro.inference import bench as measuring
 from seguro.inference.whole import Tailed
@@ -30,7 +33,7 @@ def runs(tmp_path_factory):
         folder / "d", n_labelled=4, n_test=1, shape=(16, 32, 32), seed=2, spacing=(1, 1, 1)
     )
     workspace = folder / "d.seguro"
-    options = PlanOptions(memory_gib=0.01, batch=2, dims=3, patch=(16, 16, 16))
+    options = PlanOptions(memory_gib=0.01, batch=2, dims=3, patch=(16, 16, 16), folds=2)
     _, _, plan = api.plan(data, out=workspace, options=options)
     out = {}
     settings = {
@@ -132,10 +135,27 @@ def test_a_dry_run_measures_nothing(runs, capsys, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_guidance_without_its_information(runs, tmp_path):
+    """The controls change what the network answers, and nothing is left behind in it."""
+    task = tasks_of([runs["whole"]], [], data=None, cases="validation", out=None)[0]
+    model = load_model(runs["whole"])
+    images = [torch.from_numpy(to_planned(i.read(), model.plan)[0])[None] for i in task.inputs]
+    with torch.no_grad():
+        own = model.predictor(images[0])
+        out = {}
+        for kind in ("zeroed", "exchanged"):
+            with measuring._guided(model, kind, task.inputs[1]):
+                out[kind] = model.predictor(images[0])
+        assert torch.equal(model.predictor(images[0]), own)
+    assert not torch.equal(out["zeroed"], own) and not torch.equal(out["exchanged"], own)
+    assert not torch.equal(out["zeroed"], out["exchanged"])
+    system = measuring.System("s", runs["whole"], guidance="exchanged")
+    with pytest.raises(ConfigError, match="only 1 case"):
+        measuring.measure(system, task.inputs[:1], tmp_path)
+
+
 @pytest.mark.slow
 def test_a_process_of_its_own_measures_the_same_work(runs, tmp_path):
-    from seguro.cli.predict import tasks_of
-
     task = tasks_of([runs["whole"]], [], data=None, cases="validation", out=None)[0]
     system = measuring.System("s", runs["whole"])
     apart = measuring.measure_apart(system, task.inputs, tmp_path / "a")

@@ -86,9 +86,14 @@ def measure(
         device: cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: models that do not go together, or a control of guidance where there is none.
+        ConfigError: models that do not go together, or a control of guidance where there is none, or no
+            other case.
         DataError: a case that cannot be used.
     """
+    if system.guidance == "exchanged" and len(items) < 2:
+        raise ConfigError(
+            f"guidance of another case: there is only {len(items)} case; use more, or no controls"
+        )
     torch.set_num_threads(threads)
     model = load_system(system, device)
     ensemble = Ensemble([model], device=device, overlap=system.overlap)
