@@ -1,0 +1,283 @@
+"""docs/federation.md as it stands: every step is run, three SuperNodes on the loopback, no other network.
+
+Then what came out of it is looked at: the weights are those of the simulator, the logs say what left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="the package flwr (extra federated) is not installed")
+pytest.importorskip("cryptography", reason="the package cryptography (extra federated) is not installed")
+
+from seguro.core.errors import ConfigError, ExtraMissing, RunError
+from seguro.data import phantom
+from seguro.federated import deployment
+from seguro.federated.audit import verify
+from seguro.federated.deployment import Service, tail
+
+PAGE = Path(__file__).parents[2] / "docs" / "federation.md"
+SITES = ("north", "south", "west")
+BLOCK = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.M | re.S)
+PORTS = ("8443", "8000", "9441", "9442", "9443", "9191", "9192", "9193")
+
+
+def blocks() -> list[tuple[str, str, str]]:
+    """Return (language, rest of the fence, text) of every block of the page."""
+    return [(m[1], m[2], m[3]) for m in BLOCK.finditer(PAGE.read_text())]
+
+
+def free_ports(n: int) -> list[str]:
+    held = [socket.socket() for _ in range(n)]
+    for s in held:
+        s.bind(("127.0.0.1", 0))
+    ports = [str(s.getsockname()[1]) for s in held]
+    for s in held:
+        s.close()
+    return ports
+
+
+class Reader:
+    """Does what the page says, in a folder."""
+
+    def __init__(self, folder: Path, prefix: list[str]) -> None:
+        self.folder, self.prefix = folder, prefix
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.server: subprocess.Popen | None = None
+        self.sites: list[subprocess.Popen] = []
+        self.said: dict[str, str] = {}
+
+    def start(self, text: str, log: str) -> subprocess.Popen:
+        tools = f'seguro() {{ "{sys.executable}" -m seguro.cli.main "$@"; }}\n'
+        tools += f'python() {{ "{sys.executable}" "$@"; }}\n'
+        with (self.folder / log).open("wb") as stream:
+            return subprocess.Popen(
+                [*self.prefix, "bash", "-ec", tools + text],
+                cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def step(self, number: int, kind: str, how: str, text: str) -> None:
+        log = f"step-{number}.log"
+        if kind == "yaml":
+            for known, free in self.ports.items():
+                text = re.sub(rf"\b{known}\b", free, text)
+            path = self.folder / how
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        elif how == "runs until the end":
+            self.server = self.start(text, log)
+        elif how == "keeps running":
+            self.sites.append(self.start(text, log))
+        else:
+            if how == "with the server":
+                self.until_open(log)
+            elif self.sites:
+                self.until_over(number)
+            assert self.start(text, log).wait(900) == 0, text + tail(self.folder / log)
+            self.said[text.split("\n")[0]] = (self.folder / log).read_text()
+
+    def until_open(self, log: str) -> None:
+        """Wait for the server's line that sites may connect."""
+        server = next(self.folder.glob("step-*.log"))
+        for _ in range(600):
+            server = next(
+                (p for p in self.folder.glob("step-*.log") if "may connect" in p.read_text()), server
+            )
+            if "may connect" in server.read_text():
+                return
+            assert self.server is not None and self.server.poll() is None, tail(server)
+            time.sleep(0.5)
+        raise TimeoutError(tail(server))
+
+    def until_over(self, number: int) -> None:
+        assert self.server is not None
+        assert self.server.wait(1500) == 0, "\n".join(tail(p) for p in self.folder.glob("step-*.log"))
+        for process in self.sites:
+            os.killpg(process.pid, signal.SIGINT)
+        assert [p.wait(120) for p in self.sites] == [0, 0, 0]
+        self.sites = []
+
+    def stop(self) -> None:
+        for process in (*self.sites, *([self.server] if self.server else [])):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def lonely():
+    """A prefix that puts commands where there is a loopback and no other network, if that is allowed."""
+    name = f"seguro-lonely-{os.getpid()}"
+    if (
+        shutil.which("ip") is None
+        or subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode
+    ):
+        yield []
+        return
+    prefix = ["ip", "netns", "exec", name]
+    subprocess.run([*prefix, "ip", "link", "set", "lo", "up"], check=True)
+    yield prefix
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture(scope="module")
+def read(tmp_path_factory, lonely):
+    if shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        pytest.skip("haproxy is not installed (apt-get install haproxy)")
+    folder = tmp_path_factory.mktemp("page")
+    for k, name in enumerate(SITES):
+        phantom.write_msd(folder / name, n_labelled=2 + k, n_test=0, seed=k)
+    reader = Reader(folder, lonely)
+    try:
+        for number, block in enumerate(blocks()):
+            reader.step(number, *block)
+        yield reader
+    finally:
+        reader.stop()
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(x) for x in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_every_step_of_the_page_works(read):
+    assert (read.folder / "runs/liver-1/model").is_dir()
+    assert (read.folder / "runs/liver-1/report/report.html").is_file()
+    assert len(list((read.folder / "predicted").rglob("*.nii.gz"))) == 2
+    assert all(x["took_part"] == list(SITES) for x in lines(read.folder / "runs/liver-1")[:2])
+
+
+@pytest.mark.slow
+def test_over_the_network_the_weights_are_those_of_the_rehearsal(read):
+    """Sites of the same names and data: equal to the bit on one machine, 1e-6 is what is asked for."""
+    from safetensors.numpy import load_file
+
+    deployed = load_file(next((read.folder / "runs/liver-1/model").glob("*.safetensors")))
+    rehearsed = load_file(next((read.folder / "rehearsal/try/model").glob("*.safetensors")))
+    assert deployed.keys() == rehearsed.keys()
+    for name, value in deployed.items():
+        assert abs(value.astype(float) - rehearsed[name]).max() <= 1e-6, name
+
+
+@pytest.mark.slow
+def test_sites_recorded_what_left_and_the_page_shows_it(read):
+    log = list(verify(read.folder / "north.seguro/federated/audit.jsonl"))
+    assert [x["action"] for x in log if x["direction"] == "out"][:3] == ["join", "agree", "train"]
+    assert not any(x["refused"] for x in log)
+    printed = next(v for k, v in read.said.items() if k.startswith("python"))
+    assert len(printed.splitlines()) == len(log)
+
+
+@pytest.mark.slow
+def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
+    work = read.folder / "liver.federation/server/work"
+    calls = (work / "haproxy.log").read_text().splitlines()
+    seen = {m[1] for x in calls if (m := re.search(r'"(\w+)" 200 ', x))}
+    assert seen == set(SITES)
+    for log in (work / "superlink.log", read.folder / "liver.federation/sites/north/work/supernode.log"):
+        assert not re.search(r"update available|telemetry|uv sync|pypi", log.read_text(), re.I)
+
+
+@pytest.mark.slow
+def test_the_rehearsal_said_beforehand_what_would_leave(read):
+    said = next(v for k, v in read.said.items() if "--dry-run" in k and "simulate" in k)
+    sent = sum(x["bytes_up"]["north"] for x in lines(read.folder / "rehearsal/try"))
+    foretold = float(re.search(r"sends at most ([\d.]+) MB", said)[1]) * 1e6
+    assert sent <= 1.1 * foretold + 20_000
+
+
+# without a network ---------------------------------------------------------------------------------------
+
+
+def test_the_page_names_every_command_and_no_other():
+    text = "".join(text for kind, _, text in blocks() if kind == "sh")
+    assert set(re.findall(r"seguro federate (\w+)", text)) == {"simulate", "provision", "server", "site"}
+    assert [how for kind, how, _ in blocks() if kind == "yaml"] == [
+        "project.yaml", "federation.yaml", "liver.federation/sites/north/policy.yaml",
+    ]  # fmt: skip
+
+
+def test_a_service_takes_what_it_started_along(tmp_path):
+    script = "sleep 300 & echo child $!; wait"
+    with Service("x", ["bash", "-c", script], tmp_path / "log") as service:
+        for _ in range(100):
+            if "child" in (tmp_path / "log").read_text():
+                break
+            time.sleep(0.05)
+        service.check()
+    child = int((tmp_path / "log").read_text().split()[1])
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the child is still there")
+
+
+def test_a_service_that_ends_is_told_with_its_last_words(tmp_path):
+    with Service("the SuperLink", ["bash", "-c", "echo port taken; exit 3"], tmp_path / "log") as service:
+        with pytest.raises(RunError, match="the SuperLink ended with code 3:\n  port taken"):
+            service.listening(1)
+        with pytest.raises(RunError):
+            service.check()
+
+
+def test_a_service_that_does_not_listen_is_told(tmp_path):
+    with (
+        Service("x", ["sleep", "60"], tmp_path / "log") as service,
+        pytest.raises(RunError, match="does not listen"),
+    ):
+        service.listening(int(free_ports(1)[0]), timeout_s=0.5)
+
+
+def test_without_flower_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExtraMissing, match=r"seguro\[federated\]"):
+        deployment.needed()
+
+
+def test_sites_without_certificates_are_refused_before_anything_starts(tmp_path):
+    from seguro.api.federation import FederateOptions, federation
+    from seguro.federated.provision import Project, provision
+
+    provision(Project(name="x", server="127.0.0.1", sites=["north"]), tmp_path / "fed")
+    wanted = federation(FederateOptions(preset="tiny"), ["north", "east"])
+    with pytest.raises(ConfigError, match="sites east are not of project x"):
+        deployment.serve(tmp_path / "fed/server", wanted, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_federation_file_is_read_and_misspelled_keys_are_named(tmp_path):
+    from seguro.api.federation import options_in
+
+    path = tmp_path / "federation.yaml"
+    path.write_text("name: a\nmethod: roam\nrounds: 3\nsites: [n, s]\nstrategy: {coding: int8}\n")
+    options, sites = options_in(path)
+    assert (options.method, options.rounds, sites) == ("roam", 3, ("n", "s"))
+    assert options.strategy == {"coding": "int8"}
+    path.write_text("round: 3\n")
+    with pytest.raises(ConfigError, match=r"unknown round; its keys are sites, method"):
+        options_in(path)
+
+
+def test_a_site_that_the_server_refuses_does_not_start(tmp_path):
+    from seguro.federated.provision import Project, provision
+
+    port = int(free_ports(1)[0])
+    provision(Project(name="x", server="127.0.0.1", port=port, sites=["a"]), tmp_path / "fed")
+    with pytest.raises(RunError, match="cannot be reached"):
+        deployment.take_part(tmp_path / "fed/sites/a", tmp_path, tmp_path / "w")
+    assert not (tmp_path / "fed/sites/a/work").exists()
