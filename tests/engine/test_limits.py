@@ -46,6 +46,11 @@ def test_updates_that_fit_a_budget(clock):
     assert Limits(budget_s=90.0, validations=10).estimate(40, clock) == (40, 2.0)  # over already
 
 
+def test_only_validations_that_will_be_made_are_set_aside(clock):
+    # of 200 s a tenth pays for 4 validations of 5 s, all done: only the last one is to come, 95 s are left
+    assert Limits(budget_s=200.0, validations=20).estimate(40, clock) == (40 + 47, 2.0)
+
+
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [

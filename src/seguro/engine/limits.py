@@ -93,7 +93,7 @@ class Limits:
         """Return how many updates fit the time budget after `update` of them, and the seconds of one."""
         per_update = (clock.seconds - clock.validating) / update
         per_validation = clock.validating / max(clock.validations, 1)
-        to_come = max(self.validations + 1 - clock.validations, 1)
+        to_come = max(self.planned_validations(clock) + 1 - clock.validations, 1)
         left = (self.budget_s or 0.0) - clock.seconds - per_validation * to_come
         return update + int(max(left, 0.0) / per_update), per_update
 
