@@ -40,7 +40,7 @@ def heights(query: Tensor, shot: Tensor, prior: Prior) -> Tensor:
     middle = torch.arange(n, device=query.device, dtype=torch.float32) - (n - 1) / 2
     if prior != "aligned" or n == 1 or m == 1:
         return ((m - 1) / 2 + middle * (m / n)).clamp(0, m - 1)
-    mean = shot.mean(0, keepdim=True)
+    mean = (query.mean(0, keepdim=True) + shot.mean(0, keepdim=True)) / 2
     alike = unit(query - mean, 1) @ unit(shot - mean, 1).T  # (Zq, Zs)
     stretch = torch.logspace(-1, 1, STRETCHES, LARGEST_STRETCH, device=query.device) * (m / n)
     shift = torch.arange(-LARGEST_SHIFT, LARGEST_SHIFT + 1e-6, 0.5 / m, device=query.device) * m
