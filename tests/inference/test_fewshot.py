@@ -6,12 +6,13 @@ import torch
 
 import seguro
 from seguro.core.errors import ConfigError, GeometryError
-from seguro.core.types import IGNORE, Grid, Source, Volume
+from seguro.core.types import IGNORE, Grid, Source, Volume, Warnings
 from seguro.data.formats import read_image, read_label
 from seguro.data.preprocess import to_planned
 from seguro.data.support import Bank, Shot
 from seguro.engine.model import load_model
 from seguro.inference import fewshot
+from seguro.inference.annotated import Annotated
 from seguro.inference.components import largest_components
 from seguro.inference.doubt import Doubt
 from seguro.inference.ensemble import Ensemble
@@ -264,3 +265,18 @@ def test_a_support_unlike_the_training_data_is_said(model, bank):
     odd = Bank("x", bank.classes, (Shot(shot.image, shot.label, far), shot), ("x",))
     lines = fewshot.support_flags(odd, model.plan)
     assert lines and all(line.startswith("support 1: ") for line in lines)
+
+
+def test_a_class_much_larger_than_in_the_support_is_flagged(model, bank):
+    seen = Annotated(bank, [fewshot.bind(model, bank)], Warnings())
+    shot, (first, second) = bank.shots[0], bank.classes.foreground
+    ml = {n: float((shot.label == k).sum()) * shot.grid.voxel_ml for k, n in ((1, first), (2, second))}
+    assert seen.size_flags(ml) == []
+    assert seen.size_flags({first: 0.0, second: 2.9 * ml[second]}) == []
+    (line,) = seen.size_flags({**ml, second: 3.1 * ml[second]})
+    assert line.startswith(f"{second}: ") and line.endswith(f"the support shows {ml[second]:.4g} ml")
+    label = shot.label.copy()
+    label[0] = IGNORE
+    some = Bank("x", bank.classes, (Shot(shot.image, label, shot.grid),), ("x",))
+    partly = Annotated(some, [fewshot.bind(model, some)], Warnings())
+    assert partly.size_flags({first: 1e9, second: 1e9}) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from seguro.core.types import IGNORE, Volume, Warnings
 from seguro.data.support import Bank, annotated_slices
 from seguro.engine.model import Model
-from seguro.inference.fewshot import annotated_here, cycle_dice, support_flags
+from seguro.inference.fewshot import annotated_here, cycle_dice, quality_flags, support_flags
+
+SIZE_FACTOR = 3.0
+"""How many times larger or smaller than in the support a class may be unflagged."""
 
 
 class Annotated:
@@ -52,6 +55,31 @@ class Annotated:
         out = label.copy()
         out[seen] = values[here[seen]]
         return out, len(self.slices(volume)), mean
+
+    def flags(self, cycle: Mapping[str, float | None] | None, ml: Mapping[str, float] | None) -> list[str]:
+        """Return a sentence for each class whose result is not to be trusted without a look."""
+        return [*quality_flags(cycle or {}), *(self.size_flags(ml) if ml else ())]
+
+    def size_flags(self, ml: Mapping[str, float]) -> list[str]:
+        """Return a sentence for each class found much larger or smaller than the support shows it.
+
+        Only scans that were annotated throughout say how large a class is.
+
+        Args:
+            ml: predicted volume of each class in millilitres; one not found is flagged elsewhere.
+        """
+        shown: dict[str, list[float]] = {}
+        for shot in self._bank.shots:
+            if (shot.label != IGNORE).all():
+                for k, name in enumerate(self._bank.classes.names):
+                    if k and (n := int((shot.label == k).sum())):
+                        shown.setdefault(name, []).append(n * shot.grid.voxel_ml)
+        return [
+            f"{name}: {ml[name]:.4g} ml, the support shows {min(sizes):.4g} ml"
+            + (f" to {max(sizes):.4g} ml" if len(sizes) > 1 else "")
+            for name, sizes in shown.items()
+            if ml[name] > 0 and not min(sizes) / SIZE_FACTOR <= ml[name] <= max(sizes) * SIZE_FACTOR
+        ]
 
     def slices(self, volume: Volume) -> list[int]:
         """Return the canonical slices of a case that the support annotates."""

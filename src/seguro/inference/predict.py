@@ -26,9 +26,9 @@ from seguro.inference.components import largest_components
 from seguro.inference.decision import file_values, voxels
 from seguro.inference.doubt import Doubt
 from seguro.inference.ensemble import Ensemble, along, empty_label
-from seguro.inference.fewshot import bind, quality_flags, refuse_unsupported, snapped
+from seguro.inference.fewshot import bind, refuse_unsupported, snapped
 from seguro.inference.inputs import Item, Repair, from_paths, readable, refuse_unsafe
-from seguro.inference.record import Predicted, doubt_csv, load, plain, quality_csv, volumes_csv
+from seguro.inference.record import CaseProgress, Predicted, doubt_csv, load, plain, quality_csv, volumes_csv
 from seguro.inference.refine import BLOCKS, refined
 from seguro.inference.tiling import planned_slabs
 
@@ -37,17 +37,6 @@ __all__ = ["CaseProgress", "Predicted", "PredictionReport", "planned_slabs", "pr
 SCHEMA = 1
 RECORDS = ".cases"
 """Folder of one JSON file per finished case, from which a stopped command goes on."""
-
-
-@dataclass(frozen=True)
-class CaseProgress:
-    """Where a prediction stands."""
-
-    done: int
-    total: int
-    case: str
-    fraction: float
-    """Of the current case."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +333,7 @@ class _Job:
     def _flags(
         self, volume: Volume, ml: Mapping[str, float] | None, cycle: Mapping[str, float | None] | None
     ) -> tuple[str, ...]:
-        lines: dict[str, None] = dict.fromkeys(quality_flags(cycle or {}))
+        lines: dict[str, None] = dict.fromkeys(self.seen.flags(cycle, ml) if self.seen else ())
         for model in self.ensemble.models:
             lines |= dict.fromkeys(
                 novelty.flags(volume, model.plan) + novelty.volume_flags(ml or {}, model.plan)

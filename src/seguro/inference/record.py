@@ -16,6 +16,17 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 
 
 @dataclass(frozen=True)
+class CaseProgress:
+    """Where a prediction stands."""
+
+    done: int
+    total: int
+    case: str
+    fraction: float
+    """Of the current case."""
+
+
+@dataclass(frozen=True)
 class Predicted:
     """One predicted case."""
 
