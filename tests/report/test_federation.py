@@ -142,6 +142,14 @@ def test_torn_and_repeated_lines(tmp_path):
         federated(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "more", [{"metrics": []}, {"bytes_up": 3}, {"metrics": {"north": 1}}, {"seconds": "x"}, {"missing": 1}]
+)
+def test_lines_of_another_form_are_a_fault_of_the_data(tmp_path, more):
+    with pytest.raises(DataError, match="is damaged"):
+        federated(written(tmp_path, [line(1, **more)]))
+
+
 def test_values_that_are_not_finite_are_not_drawn(tmp_path):
     bad = {"north": {"loss": math.nan, "dice": math.inf}}
     found = federated(written(tmp_path, [line(1, metrics=bad)]))

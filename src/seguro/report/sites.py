@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from seguro.core.errors import DataError
 from seguro.core.files import read_checked
 from seguro.report.federation import Attendance, Federated, SiteLine, megabytes
 from seguro.report.figures import Series, thin
@@ -28,10 +29,23 @@ def federated(run: Path, roots: Sequence[str] = ()) -> Federated | None:
     Args:
         run: its folder, with `federation.json`, `rounds.jsonl` and, once it has ended, `finished.json`.
         roots: folders that must not be on the page.
+
+    Raises:
+        DataError: one of them is damaged.
     """
     options = read_object(run / "federation.json")
     if not options:
         return None
+    try:
+        return _federated(run, options, roots)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{run}: federation.json, rounds.jsonl or finished.json is damaged ({error}); "
+            "copy the run again from the server"
+        ) from error
+
+
+def _federated(run: Path, options: Mapping[str, Any], roots: Sequence[str]) -> Federated:
     lines = _lines(run / "rounds.jsonl")
     sites = sorted(str(s) for s in options.get("sites", ()))
     ended = read_object(run / "finished.json")
