@@ -1,5 +1,7 @@
 """Compare ways to segment the same cases: accuracy, time, peak memory and operations, in one table and plot.
 
+Time and memory are those of a prediction from the read image to the label on its own grid.
+
 pfseg: a run on whole volumes against runs in windows (--with), each also at other overlaps, and against
 itself with a second model (--second) or without the information of its guidance (--controls).
 """
@@ -85,8 +87,9 @@ def bench(
         text.print(f"{escape(system.name)}: {len(ids)} cases")
         rows.append(row_of(system, task, target, threads=threads, device=device, seed=seed))
     write_json(target / "bench.json", result_json(rows, what=what, threads=threads, device=device, ids=ids))
-    write_text(target / "bench.svg", drawn(rows))
-    text.print(table(rows))
+    clock = "cpu_s" if device == "cpu" else "seconds"
+    write_text(target / "bench.svg", drawn(rows, clock=clock))
+    text.print(table(rows, clock=clock))
     text.print(f"written: {escape(str(target))}/bench.json, bench.svg")
     finish(
         text,
@@ -198,11 +201,15 @@ def result_json(
     return {**facts, "rows": list(rows)}
 
 
-def drawn(rows: Sequence[dict[str, Any]]) -> str:
-    """Return Dice over seconds and over memory, one dot per system, as a stand-alone SVG."""
+CLOCKS = {"cpu_s": "CPU s", "seconds": "s"}
+"""On a CPU its own seconds count, which other processes do not lengthen; on a GPU those of the clock."""
+
+
+def drawn(rows: Sequence[dict[str, Any]], *, clock: str) -> str:
+    """Return Dice over time, memory and operations, one dot per system, as a stand-alone SVG."""
     from seguro.report.tradeoff import Dot, tradeoff
 
-    panels = {"seconds per case": "seconds", "peak memory in MB": "peak_mb", "GFLOP per case": "gflop"}
+    panels = {f"{CLOCKS[clock]} per case": clock, "peak memory in MB": "peak_mb", "GFLOP per case": "gflop"}
     dots = {
         title: [
             Dot(r["system"], r[key], dice)
@@ -214,13 +221,13 @@ def drawn(rows: Sequence[dict[str, Any]]) -> str:
     return tradeoff(dots, y_axis="mean Dice")
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
+def table(rows: Sequence[dict[str, Any]], *, clock: str) -> Table:
     """Return the table of all systems."""
     from rich.table import Table
 
-    out = Table("system", "Dice", f"HD95 ({rows[0]['unit']})", "s/case", "peak MB", "GFLOP")
+    out = Table("system", "Dice", f"HD95 ({rows[0]['unit']})", f"{CLOCKS[clock]}/case", "peak MB", "GFLOP")
     for row in rows:
-        cells = [mean_of(row, "dice"), mean_of(row, "hd95"), row["seconds"], row["peak_mb"], row["gflop"]]
+        cells = [mean_of(row, "dice"), mean_of(row, "hd95"), row[clock], row["peak_mb"], row["gflop"]]
         digits = (4, 2, 2, 0, 1)
         shown = ["-" if c is None else f"{c:.{d}f}" for c, d in zip(cells, digits, strict=True)]
         out.add_row(row["system"], *shown)
