@@ -77,6 +77,11 @@ def test_other_bytes_are_refused(data):
         message.update_from(data)
 
 
+def test_arrays_of_objects_do_not_travel():
+    with pytest.raises(DataError, match="do not travel"):
+        message.to_bytes(replace(UPDATE, arrays={"w": np.array([None])}))
+
+
 def test_more_bytes_than_expected_are_not_even_read():
     with pytest.raises(DataError, match=f"{len(DATA)} bytes, at most 100"):
         message.update_from(DATA, limit=100)

@@ -176,6 +176,9 @@ def test_fedbn_keeps_a_sites_normalization_and_shares_the_rest(sites, federation
         else:
             assert np.array_equal(own[name], last[name])
     assert any(not np.array_equal(own[n], last[n]) for n in norms)
+    kept = load_model(found["a"].workspace / "federated" / "bn").predictor.state_dict()
+    ours = load_model(tmp_path / "run").predictor.state_dict()
+    assert {k for k in kept if not torch.equal(kept[k], ours[k])} == norms
 
 
 @pytest.mark.parametrize("keep", ["keep", "reset"])

@@ -44,9 +44,9 @@ def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArr
     w = [x / total for x in weights] if total > 0 else [1 / len(updates)] * len(updates)
     out = {}
     for name, first in updates[0].items():
-        sums = np.zeros(first.shape, np.float64)
+        sums, part = np.zeros(first.shape, np.float64), np.empty(first.shape, np.float64)
         for x, arrays in zip(w, updates, strict=True):
-            sums += x * arrays[name].astype(np.float64)
+            sums += np.multiply(arrays[name], x, out=part, dtype=np.float64)
         out[name] = _as(sums, first.dtype)
     return out
 
@@ -81,8 +81,8 @@ def moved(old: Arrays, by: Arrays) -> dict[str, NDArray[Any]]:
 
 def length(arrays: Arrays) -> float:
     """Return the Euclidean length over all floating-point arrays together."""
-    parts = [float(np.square(a.astype(np.float64)).sum()) for a in arrays.values() if a.dtype.kind == "f"]
-    return float(np.sqrt(sum(parts)))
+    flat = [a.reshape(-1) for a in arrays.values() if a.dtype.kind == "f"]
+    return float(np.sqrt(sum(float(np.einsum("i,i->", a, a, dtype=np.float64)) for a in flat)))
 
 
 def bounded(changes: Sequence[Arrays], bound: float) -> list[dict[str, NDArray[Any]]]:

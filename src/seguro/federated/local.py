@@ -25,6 +25,7 @@ from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
 from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
+from seguro.engine.model import save_model
 from seguro.engine.runtime import Precision, Runtime
 from seguro.federated import aggregate, compression, exchange, privacy
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
@@ -162,7 +163,20 @@ class Training:
             weight, coding = float(len(loop.cases)), self.spec.coding
             update = replace(update, arrays=arrays, weight=weight, coding=coding)
         metrics["seconds"] = round(time.monotonic() - started, 3)
+        if task.action == "evaluate" and self.spec.personal != "none":
+            self._keep_model(loop)
         return replace(update, metrics=allowed(metrics, self.plan.classes.foreground))
+
+    def _keep_model(self, loop: Loop) -> None:
+        """Write the site's own model, with its own normalization layers; it stays here."""
+        modules = loop.run.deployable()
+        save_model(
+            self.folder / "model",
+            method=self.spec.method,
+            config=self.spec.config,
+            plan=self.plan,
+            predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
+        )
 
     def loop(self, start: int | None) -> Loop:
         """Return the loop in the state before update `start`, or as it is (None)."""

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as parse
-from safetensors.numpy import save as pack
 
 from seguro.core.errors import ConfigError, DataError
 
@@ -31,6 +30,18 @@ evaluate: scores of these weights on the site's own validation cases."""
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
 MAX_HEAD_BYTES = 1 << 22
+_KINDS = {
+    "<f2": "F16",
+    "<f4": "F32",
+    "<f8": "F64",
+    "|i1": "I8",
+    "|u1": "U8",
+    "|b1": "BOOL",
+    "<i2": "I16",
+    "<i4": "I32",
+    "<i8": "I64",
+}
+"""numpy's types and those of safetensors."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Of a run: it is the name of a folder at every site, and must not lead out of another."""
 METRICS = (
@@ -111,8 +122,7 @@ def to_bytes(message: Task | Update) -> bytes:
     text = json.dumps(
         {"kind": type(message).__name__, **head}, sort_keys=True, separators=(",", ":"), allow_nan=False
     ).encode()
-    arrays = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in sorted(message.arrays.items())}
-    return MAGIC + len(text).to_bytes(8, "little") + text + pack(arrays)
+    return b"".join([MAGIC, len(text).to_bytes(8, "little"), text, *_packed(message.arrays)])
 
 
 def task_from(data: bytes) -> Task:
@@ -150,6 +160,27 @@ def allowed(metrics: Mapping[str, float], classes: Collection[str]) -> dict[str,
 def payload_bytes(arrays: Arrays) -> int:
     """Return the bytes of the arrays alone."""
     return sum(int(a.nbytes) for a in arrays.values())
+
+
+def _packed(arrays: Arrays) -> list[Any]:
+    """Return the parts of a safetensors file with the arrays in the order of their names; none is copied."""
+    head: dict[str, Any] = {}
+    parts: list[Any] = []
+    at = 0
+    for name, array in sorted(arrays.items()):
+        value = np.ascontiguousarray(array)
+        if value.dtype.str not in _KINDS:
+            raise DataError(f"{name}: arrays of {value.dtype} do not travel, known are {sorted(_KINDS)}")
+        head[name] = {
+            "dtype": _KINDS[value.dtype.str],
+            "shape": list(array.shape),
+            "data_offsets": [at, at + value.nbytes],
+        }
+        at += value.nbytes
+        parts.append(value.reshape(-1).view(np.uint8).data)
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, *parts]
 
 
 def _parsed(data: bytes, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

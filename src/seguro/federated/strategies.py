@@ -23,7 +23,8 @@ class Strategy(Record):
     """mu of FedProx (Li et al. 2020, eq. 2): pull of the local weights towards the round's first ones."""
     personal: Literal["none", "norm"] = "none"
     """norm: a site keeps its own normalization layers (FedBN, Li et al. 2021). They still travel, so that the
-    server's model has their mean and works at a hospital that took no part."""
+    server's model has their mean and works at a hospital that took no part. A site's own model lies in its
+    workspace, in federated/<run>/model."""
     optimiser: Literal["keep", "reset"] = "keep"
     """Whether a site's optimiser goes on where it was in its last round."""
     fraction: float = Field(1.0, gt=0, le=1)
