@@ -11,11 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from seguro.core.errors import DataError
-from seguro.networks.equalized import EqualConv, EqualLinear, leaky, pixel_norm
+from seguro.networks.equalized import EPS, EqualConv, EqualLinear, leaky, pixel_norm
 from seguro.networks.generator import check_size, resolutions, width_at
-
-GROUP = 4
-"""Images whose spread is shown to the discriminator together."""
 
 
 class Discriminator(nn.Module):
@@ -30,6 +27,7 @@ class Discriminator(nn.Module):
         width: channels at low resolution.
         full: the highest resolution with `width` channels; half of them at twice that, and so on.
         embedding: length of the optional embedding of a site's images; 0 for none.
+        group: consecutive images whose spread it is shown.
 
     Shape: x (N, channels, size, size), y (N, domains + z_bins) -> scores (N,), unbounded, high for real.
     """
@@ -45,9 +43,11 @@ class Discriminator(nn.Module):
         *,
         full: int = 64,
         embedding: int = 0,
+        group: int = 4,
     ) -> None:
         super().__init__()
         check_size(size)
+        self.group = group
         widths = {r: width_at(r, width, full) for r in resolutions(size)}
         self.stem = EqualConv(channels, widths[size], 1)
         self.blocks = nn.ModuleList(Block(widths[r], widths[r // 2]) for r in reversed(resolutions(size)[1:]))
@@ -62,7 +62,7 @@ class Discriminator(nn.Module):
         x = leaky(self.stem(x))
         for block in self.blocks:
             x = block(x)
-        x = leaky(self.last(torch.cat([x, spread(x)], dim=1)))
+        x = leaky(self.last(torch.cat([x, spread(x, self.group)], dim=1)))
         h = self.head(leaky(self.hidden(x.flatten(1))))
         h = h * pixel_norm(self.condition(y))
         if embedding is not None:
@@ -95,14 +95,14 @@ class Block(nn.Module):
         return (y + self.shortcut(x)) / sqrt(2)  # type: ignore[no-any-return]
 
 
-def spread(x: Tensor) -> Tensor:
-    """Return (N, 1, Y, X): the mean standard deviation of x (N, C, Y, X) over groups of images.
+def spread(x: Tensor, group: int) -> Tensor:
+    """Return (N, 1, Y, X): the mean standard deviation of x (N, C, Y, X) over groups of consecutive images.
 
-    Groups hold four images, or the largest number up to four that divides the batch: a generator that makes
-    one image again and again is seen by it. An image alone has no spread.
+    A generator that makes one image again and again is seen by it. Where N is not a multiple of `group`, the
+    largest smaller group that divides it is taken; an image alone has no spread.
     """
     n, _, height, width = x.shape
-    group = max(g for g in range(1, GROUP + 1) if n % g == 0)
-    parts = x.reshape(group, n // group, *x.shape[1:])
-    deviation = (parts.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (n / group,)
-    return deviation.repeat(group)[:, None, None, None].expand(n, 1, height, width)
+    group = max(g for g in range(1, group + 1) if n % g == 0)
+    parts = x.reshape(n // group, group, *x.shape[1:])
+    deviation = (parts.var(1, unbiased=False) + EPS).sqrt().mean((1, 2, 3))  # (n / group,)
+    return deviation.repeat_interleave(group)[:, None, None, None].expand(n, 1, height, width)

@@ -6,6 +6,7 @@ differentiated twice, which R1 and path length need.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Literal
 
@@ -120,6 +121,8 @@ class ModulatedConv(nn.Module):
 
 Noise = Literal["random", "fixed", "none"]
 """Per-pixel noise of a generator: drawn anew, the stored maps, or none."""
+Source = torch.Generator | Sequence[torch.Generator] | None
+"""Where random noise comes from: one for all images, one for each of them, or torch's own state."""
 
 
 class Styled(nn.Module):
@@ -135,18 +138,21 @@ class Styled(nn.Module):
         self.bias = nn.Parameter(torch.zeros(cout))
         self.register_buffer("noise", torch.randn(1, 1, resolution, resolution))
 
-    def forward(self, x: Tensor, code: Tensor, noise: Noise, rng: torch.Generator | None) -> Tensor:
+    def forward(self, x: Tensor, code: Tensor, noise: Noise, rng: Source) -> Tensor:
         """Return the activation; `rng` is used by random noise only."""
         x = self.conv(x, code)
         if noise != "none":
             x = x + self.strength * self._noise(x, noise, rng)
         return leaky(x + self.bias[:, None, None])
 
-    def _noise(self, x: Tensor, noise: Noise, rng: torch.Generator | None) -> Tensor:
+    def _noise(self, x: Tensor, noise: Noise, rng: Source) -> Tensor:
         if noise == "fixed":
             return self.get_buffer("noise").to(x.dtype)
         n, _, height, width = x.shape
-        return torch.randn(n, 1, height, width, generator=rng, device=x.device, dtype=x.dtype)
+        one = (1, height, width)
+        if isinstance(rng, Sequence):
+            return torch.stack([torch.randn(one, generator=r, device=x.device) for r in rng]).to(x)
+        return torch.randn((n, *one), generator=rng, device=x.device).to(x)
 
 
 def blurred(x: Tensor, *, before: int, after: int, gain: float = 1.0) -> Tensor:

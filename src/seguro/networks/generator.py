@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.networks.equalized import EqualLinear, ModulatedConv, Noise, Styled, enlarged, leaky, pixel_norm
+from seguro.networks.equalized import (
+    EqualLinear,
+    ModulatedConv,
+    Noise,
+    Source,
+    Styled,
+    enlarged,
+    leaky,
+    pixel_norm,
+)
 
 MAPPING_RATE = 0.01
 """Factor of the learning rate in the mapping network."""
@@ -174,7 +183,7 @@ class Generator(nn.Module):
         content: Content | None = None,
         noise: Noise = "random",
         features: Literal[False] = False,
-        rng: torch.Generator | None = None,
+        rng: Source = None,
     ) -> Tensor: ...
 
     @overload
@@ -185,7 +194,7 @@ class Generator(nn.Module):
         content: Content | None = None,
         noise: Noise = "random",
         features: Literal[True],
-        rng: torch.Generator | None = None,
+        rng: Source = None,
     ) -> tuple[Tensor, list[Tensor]]: ...
 
     def synthesize(
@@ -195,7 +204,7 @@ class Generator(nn.Module):
         content: Content | None = None,
         noise: Noise = "random",
         features: bool = False,
-        rng: torch.Generator | None = None,
+        rng: Source = None,
     ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the image (N, channels, size, size), unbounded, real images being in [-1, 1].
 
@@ -205,7 +214,7 @@ class Generator(nn.Module):
                 them: x becomes (1 - f) x (1 - mask) + f feature.
             noise: random, fixed (the stored maps) or none.
             features: return the feature maps as well; where content was joined, the joined map.
-            rng: of random noise; None for torch's own state.
+            rng: of random noise: one, one per image, or None for torch's own state.
 
         Raises:
             DataError: codes of another shape, or content at a resolution that feeds none.
