@@ -227,6 +227,31 @@ def test_a_service_takes_what_it_started_along(tmp_path):
         raise AssertionError("the child is still there")
 
 
+PARENT = """
+import sys, time
+from pathlib import Path
+from seguro.federated.deployment import Service, stoppable
+with stoppable(), Service("x", ["sleep", "300"], Path(sys.argv[1])) as service:
+    print(service.process.pid, flush=True)
+    time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda s: s.name)
+def test_a_service_does_not_outlive_who_started_it(tmp_path, how):
+    command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.send_signal(how)
+        parent.wait(60)
+    for _ in range(200):
+        if not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    raise AssertionError("it is still there")
+
+
 def test_a_service_that_ends_is_told_with_its_last_words(tmp_path):
     with Service("the SuperLink", ["bash", "-c", "echo port taken; exit 3"], tmp_path / "log") as service:
         with pytest.raises(RunError, match="the SuperLink ended with code 3:\n  port taken"):

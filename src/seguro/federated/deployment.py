@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import yaml
 
@@ -45,6 +48,7 @@ START_S = 120.0
 STOP_S = 10.0
 """How long a service may take to end before it is killed."""
 _LINES = 15
+_PR_SET_PDEATHSIG = 1
 
 
 class Service:
@@ -72,6 +76,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env=self.environment,
                 start_new_session=True,
+                preexec_fn=_dies_with_parent,
             )
         return self
 
@@ -136,7 +141,7 @@ def serve(folder: Path, federation: Federation, out: Path, *, say: Say = lambda 
     environment = startup.environment(work / "flower")
     write_text(work / "flower" / "config.toml", startup.flower_config(folder.resolve()))
     write_text(work / "app" / "pyproject.toml", APP)
-    with locked(run), ExitStack() as stack:
+    with stoppable(), locked(run), ExitStack() as stack:
         link = Service(
             "the SuperLink", startup.superlink_command(folder.resolve()), work / "superlink.log", environment
         )
@@ -201,7 +206,7 @@ def take_part(
     work = folder / "work"
     settings = {"data": str(data.resolve()), "out": str(out.resolve()), "policy": str(folder / "policy.yaml")}
     settings |= {"device": device, "precision": precision}
-    with ExitStack() as stack:
+    with stoppable(), ExitStack() as stack:
         sidecar = Service("the sidecar", startup.proxy_command(folder), work / "haproxy.log")
         stack.enter_context(sidecar).listening(start.sidecar_port)
         command = startup.supernode_command(folder, settings)
@@ -212,6 +217,30 @@ def take_part(
             sidecar.check()
             node.check()
             time.sleep(1.0)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """End the block on SIGTERM as on Ctrl-C, so that what was started is stopped too."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _dies_with_parent() -> None:
+    """Have Linux end the program when this process is killed, which could not stop it any more."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def tail(log: Path, n: int = _LINES) -> str:
