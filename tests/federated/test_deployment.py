@@ -196,7 +196,7 @@ def test_the_rehearsal_said_beforehand_what_would_leave(read):
     said = next(v for k, v in read.said.items() if "--dry-run" in k and "simulate" in k)
     sent = sum(x["bytes_up"]["north"] for x in lines(read.folder / "rehearsal/try"))
     foretold = float(re.search(r"sends at most ([\d.]+) MB", said)[1]) * 1e6
-    assert sent <= 1.1 * foretold + 20_000
+    assert sent <= foretold + 50_000 + 20_000  # it is printed to 0.1 MB; heads of messages
 
 
 # without a network ---------------------------------------------------------------------------------------
