@@ -19,6 +19,7 @@ TABLE: dict[str, str] = {
     "unimatch": "seguro.methods.semi.unimatch:UniMatch",
     "bcp": "seguro.methods.semi.bcp:BCP",
     "alpnet": "seguro.methods.alpnet.method:Alpnet",
+    "factory": "seguro.methods.factory.method:Factory",
 }
 """Name -> module:class; imported only when asked for."""
 

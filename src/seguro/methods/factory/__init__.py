@@ -1,0 +1,1 @@
+"""The data factory of RobustMedSeg: slices of every site from one generator."""

@@ -1,0 +1,245 @@
+"""The data factory (phase 1 of RobustMedSeg): a conditional StyleGAN2 trained on images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seguro.core.errors import DataError
+from seguro.data.frame import frame_of, z_bin
+from seguro.data.plan import Plan
+from seguro.data.store import Cases
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
+from seguro.methods.factory import losses
+from seguro.methods.factory.augment import Adaptive
+from seguro.methods.factory.config import PRESETS, FactoryConfig
+from seguro.networks.augmentation import apply, draw
+from seguro.networks.discriminator import Discriminator
+from seguro.networks.generator import Generator
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One real slice; stacked along a first axis it is the batch."""
+
+    image: NDArray[np.float32]
+    """(C, size, size) in [-1, 1]."""
+    domain: NDArray[np.int64]
+    """() number of the site."""
+    z_bin: NDArray[np.int64]
+    """() position along the slice axis."""
+
+
+class Factory:
+    """Method `factory`: learns to make slices of every site from their images, without any label.
+
+    One update is one turn of the discriminator (even updates) or of the generator (odd ones). A site only
+    ever asks for slices of its own domain; the others are learned through the averaged weights.
+    """
+
+    Config: ClassVar[type[FactoryConfig]] = FactoryConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    needs: ClassVar[Needs] = Needs(dims=(2,), labels="none", segments=False, monitor=None, group=4)
+
+    def __init__(self, config: FactoryConfig, plan: Plan, build: Build) -> None:
+        self.config = config
+        self.plan = plan
+        self.needs = replace(type(self).needs, group=config.group)  # type: ignore[misc]  # of this run
+        c, channels = config, len(plan.channels)
+        self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
+        shape = (c.size, channels, max(len(c.domains), 1), c.z_bins, c.latent, c.width)
+        self.modules = nn.ModuleDict(
+            {
+                "generator": Generator(*shape, c.mapping_layers, full=c.full),
+                "discriminator": Discriminator(*shape, full=c.full, group=c.group),
+            }
+        )
+        self._adaptive = Adaptive(c.augment_target, c.augment_every, c.augment_images)
+        self._path = torch.zeros(())
+        """Running mean of the path length."""
+
+    def optimisers(self) -> dict[str, Optim]:
+        """Return one Adam each, its rate and memory shortened for the turns that regularize (appendix B)."""
+        c = self.config
+        made: dict[str, Optim] = {}
+        for name, module, every, average in (
+            ("g", "generator", c.path_every, {"generator": c.average}),
+            ("d", "discriminator", c.r1_every, {}),
+        ):
+            ratio = every / (every + 1)
+            parameters = [p for p in self.modules[module].parameters() if p.requires_grad]
+            adam = torch.optim.Adam(parameters, c.learning_rate * ratio, betas=(0.0, 0.99**ratio))
+            made[name] = Optim(adam, average=average)
+        return made
+
+    def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Slice:
+        """Return one slice of a random case, its site and its position; no label is looked at."""
+        index = int(rng.integers(len(cases)))
+        return self._slice(cases, index, rng)
+
+    def _slice(self, cases: Cases, index: int, rng: np.random.Generator) -> Slice:
+        case = cases[index]
+        image, _, at = self.frame.cut(case, rng)
+        where = z_bin(at, case.shape[self.frame.axis], self.config.z_bins)
+        site = cases.facts[index].site
+        return Slice(image, np.asarray(self.domain(site, case.id)), np.asarray(where))
+
+    def domain(self, site: str, case: str = "") -> int:
+        """Return the number of `site`; DataError where it is none of the domains."""
+        names = self.config.domains
+        if not names:
+            return 0
+        if site not in names:
+            raise DataError(
+                f"case {case or '?'} is of site {site!r}, the factory's domains are {', '.join(names)}: "
+                "give every site its place with --set domains=[...]"
+            )
+        return names.index(site)
+
+    def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Do one turn: of the discriminator at even updates, of the generator at odd ones."""
+        turn, player = divmod(run.update, 2)
+        generator: Any = self.modules["generator"]
+        y = generator.conditions(batch.domain, batch.z_bin)
+        if player == 0:
+            return self._turn_of_discriminator(batch.image, y, turn, run)
+        return self._turn_of_generator(y, turn, run)
+
+    def _turn_of_discriminator(self, image: Tensor, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
+        c, logged = self.config, {}
+        regularizes = turn % c.r1_every == 0 and c.r1 > 0
+        if regularizes:
+            real = image.detach().requires_grad_(True)
+            penalty = losses.r1(self._scores(real, y, run, "r1"), real, _gradient(run))
+            run.backward(c.r1 * c.r1_every * penalty)
+            logged["r1"] = penalty.detach()
+        if not regularizes or c.regularize == "beside":
+            with torch.no_grad(), run.autocast():
+                made = self._made(y, run, run.slots)
+            with run.autocast():
+                real, false = self._scores(image, y, run, "real"), self._scores(made, y, run, "made")
+            loss = losses.tell_apart(real.float(), false.float())
+            run.backward(loss)
+            logged |= {"loss": loss.detach(), "d": loss.detach(), "sign": real.detach().sign().mean()}
+            if c.augment:
+                self._adaptive.observe(run.mean(logged["sign"]), len(image) * run.world)
+        run.step("d")
+        return logged | ({"augment": self._adaptive.p} if c.augment else {})
+
+    def _turn_of_generator(self, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
+        c, logged = self.config, {}
+        regularizes = turn % c.path_every == 0 and c.path > 0
+        if regularizes:
+            lengths = self._path_lengths(y[::2], run)  # half of the slots, whatever the ranks
+            self._path = losses.followed(self._path.to(y.device), run.mean(lengths.mean()), c.path_decay)
+            penalty = losses.path_penalty(lengths, self._path)
+            run.backward(c.path * c.path_every * penalty)
+            logged |= {"path": penalty.detach(), "path_mean": self._path}
+        if not regularizes or c.regularize == "beside":
+            with frozen(self.modules["discriminator"]), run.autocast():
+                made = self._made(y, run, run.slots)
+                loss = losses.deceive(self._scores(made, y, run, "made").float())
+            run.backward(loss)
+            logged |= {"loss": loss.detach(), "g": loss.detach()}
+        run.step("g")
+        return logged
+
+    def _path_lengths(self, y: Tensor, run: Run) -> Tensor:
+        generator: Any = self.modules["generator"]
+        rngs = [run.rng("path", slot) for slot in run.slots[::2]]
+        codes = self._codes(y, rngs)
+        image = generator.synthesize(codes, rng=rngs)
+        noise = torch.stack([torch.randn(image.shape[1:], generator=r, device=y.device) for r in rngs])
+        return losses.path_lengths(image, codes, noise, _gradient(run))
+
+    def _made(self, y: Tensor, run: Run, slots: Sequence[int]) -> Tensor:
+        """Return made images under conditions y, from random numbers of each slot's own."""
+        generator: Any = self.modules["generator"]
+        rngs = [run.rng("style", slot) for slot in slots]
+        made: Tensor = generator.synthesize(self._codes(y, rngs), rng=rngs)
+        return made
+
+    def _codes(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """Return codes of random styles, two of them in an image with the probability `mixing`."""
+        generator: Any = self.modules["generator"]
+        first, second = (self._styles(rngs) for _ in range(2))
+        u = torch.stack([torch.rand(2, generator=r, device=y.device) for r in rngs])
+        layers = generator.n_latent
+        crossover = 1 + (u[:, 1] * (layers - 1)).long()
+        crossover = torch.where(u[:, 0] < self.config.mixing, crossover, layers)
+        w: Tensor = generator.mixed(generator.codes(first, y), generator.codes(second, y), crossover)
+        return w
+
+    def _styles(self, rngs: Sequence[torch.Generator]) -> Tensor:
+        return torch.stack([torch.randn(self.config.latent, generator=r, device=r.device) for r in rngs])
+
+    def _scores(self, image: Tensor, y: Tensor, run: Run, kind: str) -> Tensor:
+        """Return the discriminator's scores of images, augmented where that is on."""
+        if self.config.augment:
+            rngs = [run.rng("augment", kind, slot) for slot in run.slots]
+            image = apply(image, draw(float(self._adaptive.p), rngs, self.config.size))
+        scores: Tensor = self.modules["discriminator"](image, y)
+        return scores
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the running mean of the path length and the state of the adaptive augmentation."""
+        return {"path_mean": self._path, **self._adaptive.state()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        if "path_mean" in state:
+            self._path = state["path_mean"].clone()
+            self._adaptive.load_state(state)
+
+    def predictor(self, modules: nn.ModuleDict) -> Predictor:
+        """It segments nothing."""
+        raise DataError("method factory makes images and segments none; train `adapt` from it (--init)")
+
+    def shared(self) -> list[str]:
+        """Return the generator, and the discriminator unless it stays."""
+        local = self.config.discriminator == "local"
+        return [k for k in self.modules.state_dict() if not (local and k.startswith("discriminator."))]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of what it can be asked for."""
+        return self.config.domains or ("any",)
+
+    @torch.no_grad()
+    def made(self, modules: nn.ModuleDict, domain: int, n: int, rng: torch.Generator) -> Tensor:
+        """Return n slices (n, C, size, size) in [-1, 1] of a domain, the positions in turn."""
+        generator: Any = modules["generator"]
+        z = torch.randn(n, self.config.latent, generator=rng, device=rng.device)
+        bins = torch.arange(n, device=rng.device) * self.config.z_bins // n
+        y = generator.conditions(torch.full_like(bins, domain), bins)
+        image: Tensor = generator.synthesize(generator.spread(generator.codes(z, y)), rng=rng)
+        return image.clamp(-1, 1)
+
+    def seen(self, cases: Cases, domain: int, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Return up to n real slices (n, C, size, size) of a domain; none where no case is of it."""
+        here = [i for i, c in enumerate(cases.facts) if self.domain(c.site, c.id) == domain]
+        if not here:
+            return np.zeros((0, len(self.plan.channels), self.config.size, self.config.size), np.float32)
+        drawn = [self._slice(cases, here[k % len(here)], rng).image for k in range(n)]
+        return np.stack(drawn)
+
+
+def _gradient(run: Run) -> losses.Gradient:
+    return lambda y, x: run.grad(y, x, create_graph=True)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Compute no gradients of the module's parameters inside."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
