@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from seguro.api.configuration import TrainOptions, configure
-from seguro.api.workspace import Say, manifest_of, named, quiet, workspace_of
+from seguro.api.workspace import Say, is_workspace, manifest_of, named, quiet, workspace_of
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import write_json, write_text
 from seguro.core.seeds import generator
@@ -60,7 +60,7 @@ def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
     wanted = TrainOptions(
         method=options.method, preset=options.preset, network=options.network, settings=options.settings
     )
-    preset, config = configure(wanted, gpu=options.device.startswith("cuda"))
+    preset, config = configure(wanted, gpu=options.device.startswith("cuda"), sites=sites)
     noisy = bool(options.strategy.get("privacy"))
     try:
         return Federation.model_validate(
@@ -150,7 +150,8 @@ def sites_of(
         return {name: made(name, Path(d)) for name, d in zip(names, data, strict=True)}
     from seguro.data import manifest as manifests
 
-    manifest = manifest_of(data[0], folder.parent.parent)
+    workspace = data[0] if is_workspace(data[0]) else folder.parent.parent
+    manifest = manifest_of(data[0], workspace)
     parts = _parts(manifest, sites, options.seed)
     for name, cases in parts.items():
         own = manifest.model_copy(update={"cases": cases, "name": name, "splits_sha256": None})
