@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (once, a few minutes)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) --no-deps torch)
-	@$(PIP) -e ".[dev,demo,nets,fast,fewshot]"
+	@$(PIP) -e ".[dev,demo,nets,fast,fewshot,dicom,federated]"
 	@touch $@
 
 demo: $(STAMP)

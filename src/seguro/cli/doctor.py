@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     "nets": ("monai", "einops"),
     "fast": ("edt", "connected-components-3d", "isal"),
-    "dicom": ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "highdicom"),
+    "dicom": ("pydicom", "python-gdcm"),
     "itk": ("SimpleITK", "pynrrd"),
     "fewshot": ("scikit-image",),
     "federated": ("flwr", "cryptography"),

@@ -149,8 +149,7 @@ def _require_codec(path: Path, syntax: Any) -> None:
     except NotImplementedError as error:
         raise DataError(f"{path}: compressed as {syntax.name}, which is not known; convert it") from error
     if not decoder.is_available:
-        package = "pylibjpeg-openjpeg" if "JPEG 2000" in syntax.name else "pylibjpeg-libjpeg"
-        raise ExtraMissing(package, "dicom", f"{path}: compressed as {syntax.name}, which")
+        raise ExtraMissing("python-gdcm", "dicom", f"{path}: compressed as {syntax.name}, which")
 
 
 def _first_line(error: Exception) -> str:
