@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -53,8 +53,13 @@ def default_network(method: str) -> str:
     return str(field.default) if field else ""
 
 
-def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
+def configure(options: TrainOptions, *, gpu: bool, sites: Sequence[str] = ()) -> tuple[str, Any]:
     """Return the preset used and the method's resolved config: defaults < preset < network < settings.
+
+    Args:
+        options: as given.
+        gpu: whether a preset is chosen for a GPU.
+        sites: what the cases name; the `domains` of a method that tells sites apart, unless it was told them.
 
     Raises:
         ConfigError: unknown preset or fields, or values out of range; the message lists each.
@@ -78,6 +83,8 @@ def configure(options: TrainOptions, *, gpu: bool) -> tuple[str, Any]:
         if not same:
             fields.pop("network_options", None)
     fields = merge(fields, options.settings or {})
+    if "domains" in kind.Config.model_fields and not fields.get("domains"):
+        fields = merge(fields, {"domains": sorted(set(sites))})
     try:
         return preset, kind.Config.model_validate(fields)
     except ValidationError as error:

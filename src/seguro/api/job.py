@@ -75,7 +75,7 @@ def resolve(
     if options.precision == "auto":
         # an older config.yaml may say "auto" itself; it stays in the key, and the machine decides
         options = replace(options, precision=begun.get("precision", precision))
-    preset, config = configure(options, gpu=gpu)
+    preset, config = configure(options, gpu=gpu, sites=[c.site for c in (*train, *validation)])
     if plan.dims not in needs.dims:
         raise ConfigError(
             f"method {options.method} works in {' or '.join(map(str, needs.dims))} dimensions, the plan has "
@@ -99,7 +99,7 @@ def resolve(
         "fold": options.fold,
         "updates": options.updates,
         "budget_s": None if options.updates else seconds(options.budget or DEFAULT_BUDGET),
-        "batch": options.batch or plan.batch,
+        "batch": options.batch or -(-plan.batch // needs.group) * needs.group,
         "seed": options.seed,
         "precision": options.precision,
         "validations": options.validations,

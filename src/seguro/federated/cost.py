@@ -18,7 +18,7 @@ from seguro.engine.loop import Loop
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.federated import exchange, message
-from seguro.federated.local import Spec, seen_by
+from seguro.federated.local import Spec, at, seen_by
 from seguro.federated.message import Arrays
 from seguro.federated.plan import at_site, merged
 from seguro.federated.site import Site
@@ -95,7 +95,7 @@ def update_seconds(spec: Spec, plan: Plan, site: Site, scratch: Path) -> float |
     method = spec.made(here)
     loop = Loop(
         method,
-        seen_by(method, scratch, usable, here),
+        seen_by(method, scratch, at(site.name, usable), here),
         scratch,
         Runtime(site.device, site.precision),
         Limits(updates=PROBED),

@@ -71,12 +71,13 @@ class Spec(Record):
     def settled(cls, federation: Federation, plan: Plan) -> Spec:
         """Return the spec of a federation under its plan."""
         f, s = federation, federation.strategy
+        group = get(f.method).needs.group
         return cls(
             method=f.method,
             config=f.config,
             rounds=f.rounds,
             updates=f.updates,
-            batch=f.batch or plan.batch,
+            batch=f.batch or -(-plan.batch // group) * group,
             seed=f.seed,
             prox=s.prox,
             personal=s.personal,
@@ -185,7 +186,7 @@ class Training:
         method = self.spec.made(self.plan)
         loop = Loop(
             method,
-            seen_by(method, self.store, self.train, self.plan),
+            seen_by(method, self.store, at(self.site, self.train), self.plan),
             self.folder,
             self.runtime,
             Limits(updates=self.spec.rounds * self.spec.updates),
@@ -232,6 +233,7 @@ class Training:
         if self.spec.optimiser == "reset":
             for optim in loop.run.optims.values():
                 optim.optimiser.state.clear()
+            loop.method.load_state(self.spec.made(self.plan).state())
         hooks = _proximal(loop, self.spec.prox) if self.spec.prox else []
         try:
             loop.run_updates(start, self.spec.updates, on_update=collect)
@@ -264,6 +266,11 @@ class Training:
         for old in before[:-1]:
             old.unlink()
         return coded.arrays
+
+
+def at(site: str, cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Return the cases as of `site`: methods that tell sites apart know it by its federated name."""
+    return tuple(c.model_copy(update={"site": site}) for c in cases)
 
 
 def seen_by(method: Method, folder: Path, cases: Sequence[Case], plan: Plan) -> Cases:

@@ -26,7 +26,7 @@ class Strategy(Record):
     server's model has their mean and works at a hospital that took no part. A site's own model lies in its
     workspace, in federated/<run>/model."""
     optimiser: Literal["keep", "reset"] = "keep"
-    """Whether a site's optimiser goes on where it was in its last round."""
+    """Whether a site's optimiser, and what else the method keeps, goes on where it was in its last round."""
     fraction: float = Field(1.0, gt=0, le=1)
     """Part of the sites that are asked in a round, drawn anew in each."""
     quorum: int = Field(1, ge=1)
