@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seguro.methods.alpnet.height import describe, heights, presence
+from seguro.methods.alpnet.height import describe, farness, heights, presence
 
 
 def scan(start: float, stop: float, n: int) -> torch.Tensor:
@@ -60,3 +60,9 @@ def test_slices_nobody_annotated_say_nothing_of_their_own():
     torch.testing.assert_close(alone, torch.ones(4))
     two = presence(flags(10, 4), flags(10, 4, 8), at, 0)
     torch.testing.assert_close(two, torch.tensor([1.0, 1.0, 0.5, 0.0]))
+
+
+def test_farness_is_a_share_of_the_scan_and_the_whole_of_one_without_heights():
+    at = torch.tensor([0.0, 2.5, 4.0, 9.0])
+    torch.testing.assert_close(farness(at, torch.tensor([2, 4]), 10), torch.tensor([0.2, 0.05, 0.0, 0.5]))
+    torch.testing.assert_close(farness(torch.zeros(3), torch.tensor([0]), 1), torch.ones(3))

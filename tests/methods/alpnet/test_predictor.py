@@ -138,6 +138,97 @@ def test_the_prior_keeps_classes_to_the_heights_that_show_them(predictor):
     torch.testing.assert_close(wide, torch.ones_like(wide))
 
 
+def corrected(z: int, n: int = 20) -> tuple[Support, Support]:
+    """A scan of n slices annotated throughout; the same beside another that is annotated in slice z alone."""
+    image, label = scan(n)
+    other, truth = scan(n, seed=5)
+    truth[z, 8:24, 8:24] = 1
+    part = torch.full_like(truth, IGNORE)
+    part[z] = truth[z]
+    return Support((image,), (label,), TWO), Support((image, other), (label, part), TWO)
+
+
+FAR, NEAR = slice(8, None), slice(2, 5)
+"""Of slice 3, by the default reach of a twentieth of 20 slices."""
+
+
+def test_a_corrected_slice_says_nothing_of_slices_far_from_it(predictor):
+    """Presence and logits there are as without it; near it the class that it shows is looked for."""
+    before, after = corrected(3)
+    query = scan(20, seed=5)[0][None]
+    model = predictor(prior="fraction")
+    old, new = model.presence(query, before)[0], model.presence(query, after)[0]
+    torch.testing.assert_close(new[:, FAR], old[:, FAR], rtol=0, atol=1e-4)
+    assert (old[1, NEAR] == 0).all() and new[1, 3] > 0.4
+    without, beside = model(query, before)[0], model(query, after)[0]
+    torch.testing.assert_close(beside[:, FAR], without[:, FAR], rtol=0, atol=CLOSE)
+    assert (beside[:, NEAR] - without[:, NEAR]).abs().amax() > 0.1
+
+
+@pytest.mark.parametrize("changes", [{"reach": 1.0}, {"nearest": 0}], ids=["reach", "all"])
+def test_a_corrected_slice_speaks_as_far_as_it_is_asked_to(predictor, changes):
+    before, after = corrected(3)
+    query = scan(20, seed=5)[0][None]
+    model = predictor(prior="none", **changes)
+    assert (model(query, after) - model(query, before))[0, :, FAR].abs().amax() > 0.1
+
+
+def test_a_scan_of_one_slice_says_nothing_of_heights_beside_another(predictor):
+    (support, _), (image, label) = corrected(3), scan(9, seed=2)
+    both = Support((*support.images, image[:, 4:5]), (*support.labels, label[4:5]), TWO)
+    model = predictor(prior="fraction")
+    query = scan(20, seed=5)[0][None]
+    torch.testing.assert_close(model.presence(query, both), model.presence(query, support))
+    assert not torch.allclose(model(query, both), model(query, support), atol=0.1)  # but how classes look
+    alone = Support((image[:, 4:5],), (label[4:5],), TWO)
+    assert (model.presence(query, alone) == 1).all()
+
+
+def test_a_support_is_encoded_once(predictor):
+    model, (image, label) = predictor(), scan()
+    seen = []
+    model.encoder.register_forward_hook(lambda module, x, y: seen.append(len(y)))
+    bound = Bound(model, Support((image,), (label,), TWO)).eval()
+    first = bound(QUERY)
+    assert sum(seen) == len(label) + 7
+    seen.clear()
+    assert torch.equal(bound(QUERY), first)
+    assert sum(seen) == 7
+    with torch.inference_mode():
+        assert torch.equal(bound(QUERY), first)  # kept apart: what it makes takes no gradients
+        bound(QUERY)
+    x = QUERY.clone().requires_grad_(True)
+    bound(x).sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("what", ["weights", "label", "image"])
+def test_a_support_is_encoded_anew_when_anything_changed(predictor, what):
+    model, (image, label) = predictor(), scan()
+    support = Support((image, image.clone()), (label, label.clone()), TWO)
+    before = model(QUERY, support)
+    if what == "weights":
+        with torch.no_grad():
+            next(model.encoder.parameters()).mul_(1.5)
+    elif what == "label":
+        label[4, :8] = 2
+    else:
+        image.copy_(image.flip(3))
+    after = model(QUERY, support)
+    assert not torch.allclose(after, before, atol=1e-3)
+    fresh = predictor()
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(after, fresh(QUERY, support), rtol=0, atol=CLOSE)
+
+
+def test_gradients_reach_the_weights_at_every_call(predictor):
+    model, (image, label) = predictor().requires_grad_(True), scan()
+    support = Support((image,), (label,), TWO)
+    for _ in range(2):  # a kept graph would be gone at the second
+        model(QUERY, support).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
 def test_errors_say_what_to_do(predictor):
     model, (image, label) = predictor(), scan()
     with pytest.raises(ConfigError, match="--support IMAGE --support-label MASK"):

@@ -79,6 +79,16 @@ def presence(shows: Tensor, annotated: Tensor, at: Tensor, margin: int) -> Tenso
     return _interpolated(at, z, value)
 
 
+def farness(at: Tensor, among: Tensor, n: int) -> Tensor:
+    """Return how far heights `at` (Zq,) lie from the nearest of slices `among` (m,), as a share of n slices.
+
+    A scan of one slice has no heights: as far as can be, 1.
+    """
+    if n == 1:
+        return torch.ones_like(at)
+    return (at[:, None] - among).abs().amin(1) / n
+
+
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Return y (n,) at rising x (n,) read linearly at `at`, the ends continued."""
     right = torch.searchsorted(x, at.contiguous()).clamp(max=len(x) - 1)

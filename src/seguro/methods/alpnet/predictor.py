@@ -12,7 +12,8 @@ from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import IGNORE
 from seguro.data.plan import Plan
 from seguro.methods.alpnet.config import AlpnetConfig
-from seguro.methods.alpnet.height import describe, heights, presence
+from seguro.methods.alpnet.height import describe, farness, heights, presence
+from seguro.methods.alpnet.memory import Memory
 from seguro.methods.alpnet.raster import Raster, raster
 from seguro.methods.contract import Predictor, Support, Whole
 from seguro.networks.encoders import Encoder
@@ -61,6 +62,7 @@ class FewShot(Predictor):
         self.tiling = Whole((1, 1, 1))
         self.raster = raster(plan, config.size, encoder.stride)
         self.pooling = pooling(config, self.raster, config.test_window)
+        self._shown: Memory[Shown] = Memory()
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, support.classes.n, Z, Y, X) of volumes (N, C, Z, Y, X) in the planned grid.
@@ -78,7 +80,15 @@ class FewShot(Predictor):
         return torch.stack([self._segment(sample, shown) for sample in x])
 
     def show(self, support: Support) -> Shown:
-        """Return the prototypes of a support; raises as `forward`."""
+        """Return the prototypes of a support, kept while it and the weights stay; raises as `forward`."""
+        of = [*support.images, *support.labels, *self.encoder.parameters(), *self.encoder.buffers()]
+
+        def constant(shown: Shown) -> bool:
+            return not any(v.requires_grad for v in shown.bank.vectors)
+
+        return self._shown.get(of, lambda: self._show(support), constant=constant)
+
+    def _show(self, support: Support) -> Shown:
         if support.classes.regions:
             raise ConfigError(f"support with overlapping classes {support.classes.names}: give one per voxel")
         shows = [showing(label.movedim(self.axis, 0), support.classes.n) for label in support.labels]
@@ -149,31 +159,44 @@ class FewShot(Predictor):
     def _chosen(self, at: list[Tensor], shown: Shown) -> list[Tensor]:
         """Return per class which annotated slices each query slice is compared with, (Zq, k); -1 for none.
 
-        Of each shot the nearest in height: for the background of all, for a class of those that show it.
+        Of each shot the nearest in height: for the background of all, for a class of those that show it. A
+        shot that has none about as near as another's says nothing there: of its own scan's tissue, which is
+        most alike, it would know the background alone. Where all slices are compared (nearest 0), all are.
         """
         out = []
         for c in range(shown.shows[0].shape[1]):
-            parts, before = [], 0
+            parts, apart, before = [], [], 0
             for heights_of, known, shows in zip(at, shown.annotated, shown.shows, strict=True):
                 z = known.nonzero().flatten()
                 of = shows[z, c] if c else torch.ones_like(z, dtype=torch.bool)
                 index = before + of.nonzero().flatten()
-                distance = (heights_of[:, None] - z[of]).abs()
-                parts.append(nearest(distance, index, self.config.nearest))
                 before += len(z)
+                if len(index):
+                    distance = (heights_of[:, None] - z[of]).abs()
+                    parts.append(nearest(distance, index, self.config.nearest))
+                    apart.append(farness(heights_of, z[of], len(known)))
+            far = torch.stack(apart)  # (shots, Zq)
+            if self.config.nearest:
+                silent = (far > far.amin(0) + self.config.reach) & (far < 1)
+                parts = [p.masked_fill(s[:, None], -1) for p, s in zip(parts, silent, strict=True)]
             out.append(torch.cat(parts, dim=1))
         return out
 
     def _presence(self, at: list[Tensor], shown: Shown) -> Tensor:
-        """Return (n, Zq) in [0, 1]: the mean over the shots that show a class; 1 of the background."""
+        """Return (n, Zq) in [0, 1], 1 of the background: what the shots that show a class say.
+
+        A shot counts the less the farther its annotated slices are, against those of the others.
+        """
         rows = [torch.ones_like(at[0])]
         for c in range(1, shown.shows[0].shape[1]):
-            votes = [
-                presence(shows[:, c], known, where, round(self.config.margin * len(known)))
-                for shows, known, where in zip(shown.shows, shown.annotated, at, strict=True)
-                if bool(shows[:, c].any())
-            ]
-            rows.append(torch.stack(votes).mean(0))
+            votes, far = [], []
+            for shows, known, where in zip(shown.shows, shown.annotated, at, strict=True):
+                if bool(shows[:, c].any()):
+                    margin = round(self.config.margin * len(known))
+                    votes.append(presence(shows[:, c], known, where, margin))
+                    far.append(farness(where, known.nonzero().flatten(), len(known)))
+            weights = (-0.5 * (torch.stack(far) / self.config.reach).square()).softmax(0)
+            rows.append((weights * torch.stack(votes)).sum(0))
         return torch.stack(rows)
 
     def _coordinates(self, slices: Tensor, cells: Tensor) -> Tensor | None:
