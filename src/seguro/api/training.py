@@ -17,6 +17,8 @@ from seguro.core.files import write_json, write_text
 from seguro.core.stage import locked
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from seguro.data.planner import PlanOptions
     from seguro.data.store import Cases
     from seguro.engine.checkpoint import Checkpoint
@@ -54,7 +56,7 @@ def train(
         torch.set_num_threads(options.threads)
     runtime = Runtime(options.device, "32" if options.precision == "auto" else options.precision)
     tell = say if runtime.rank == 0 else quiet
-    try:
+    with runtime:
         workspace = workspace_of(data, out)
         tell(f"workspace {workspace}/")
         if runtime.rank == 0:
@@ -67,8 +69,6 @@ def train(
         usual = runtime.usual_precision()
         job = resolve(workspace, manifest, made, options, gpu=gpu, precision=usual)
         return _train(job, runtime, progress, tell, jobs=jobs, count=count)
-    finally:
-        runtime.close()
 
 
 def _train(
@@ -108,6 +108,7 @@ def _train(
             warnings = doubts(loop.cases, helped=helped)
             for line in warnings:
                 say(f"warning: {line}")
+            _watch(loop, job)
             _deploy(job, loop, loop.fit(), warnings)
     else:
         loop.fit()
@@ -172,6 +173,30 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
     )
 
 
+def _watch(loop: Loop, job: Job) -> None:
+    """Have what a generating method makes looked at during training."""
+    from seguro.api.made import watching
+    from seguro.methods.contract import Maker
+
+    if isinstance(loop.method, Maker):
+        loop.watch = watching(loop.method, loop.cases, job.folder, seed=job.options.seed)
+
+
+def _audited(job: Job, loop: Loop, modules: nn.ModuleDict) -> list[Path]:
+    """Write the audit of what a generating method makes, and return its file; none for other methods."""
+    from seguro.api.made import audited, write_audit
+    from seguro.data.store import Cases
+    from seguro.methods.contract import Maker
+
+    method = loop.method
+    if not isinstance(method, Maker):
+        return []
+    held_out = Cases(job.store, job.validation, job.plan.classes, hide_labels=True)
+    facts = audited(method, modules.eval(), loop.cases, held_out, seed=job.options.seed)
+    loop.say(f"memorization audit: {'passed' if facts['releasable'] else 'NOT passed, do not release this'}")
+    return [write_audit(job.folder, facts)]
+
+
 def _superpixels(loop: Loop, job: Job, jobs: int, count: Count | None, say: Say) -> None:
     """Compute what the method reads of superpixels, on rank 0 while the others wait."""
     from seguro.data import superpixels
@@ -213,7 +238,7 @@ def _deploy(job: Job, loop: Loop, best: Checkpoint, warnings: Sequence[str]) -> 
         predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
     )
     job.stage.finish(
-        [job.folder / "config.yaml", job.folder / "cases.json", *files],
+        [job.folder / "config.yaml", job.folder / "cases.json", *files, *_audited(job, loop, modules)],
         warnings=list(warnings),
         seed=job.options.seed,
         updates=loop.run.update,

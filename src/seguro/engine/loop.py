@@ -29,6 +29,7 @@ from seguro.engine.signals import Stopped, stop_on_signals
 from seguro.methods.contract import SHARE, Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
+Watch = Callable[[int, torch.nn.ModuleDict], Mapping[str, float]]
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
 LOW_SHARE, LOW_SHARE_FROM = 0.1, 0.1
@@ -60,6 +61,8 @@ class Loop:
         batch: samples per update over all ranks.
         seed: of everything random.
         validate: scores a predictor; keys must contain the one `needs.monitor` names. None: never validated.
+        watch: looks at the deployable modules after an update, on rank 0 at every validation; its scores are
+            logged.
         progress: called after each update on rank 0.
         say: takes one line for people.
         workers: threads that draw samples ahead.
@@ -73,6 +76,7 @@ class Loop:
     batch: int
     seed: int
     validate: Validate | None = None
+    watch: Watch | None = None
     progress: Callable[[Progress], None] | None = None
     say: Callable[[str], None] = lambda line: None
     workers: int = 1
@@ -119,7 +123,7 @@ class Loop:
         if self.runtime.rank == 0:
             self.log.cut(start if found else -1)  # without a checkpoint everything is done again
         with stop_on_signals(self._stop):
-            if found is None and self.validate is not None:
+            if found is None and (self.validate or self.watch):
                 self._validate()  # a validation that cannot work fails here, not after an hour
             if self.limits.budget_s is not None and start < PROBE_UPDATES:
                 self.run_updates(start, PROBE_UPDATES - start, on_update=self._after_update)
@@ -224,8 +228,14 @@ class Loop:
                 modules.eval()
                 scores = dict(self.validate(self.method.predictor(modules).eval()))
                 self.run.train()
-            if self.runtime.rank == 0:
-                self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
+        if self.watch is not None and self.runtime.rank == 0:
+            with self.clock.validation():
+                modules = self.run.deployable()
+                modules.eval()
+                scores |= self.watch(self.run.update, modules)
+                self.run.train()
+        if scores and self.runtime.rank == 0:
+            self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
         n = self._sums.pop("n", 1.0)
         logged = {k: v / n for k, v in self._sums.items()}
         self._sums = {}

@@ -42,6 +42,12 @@ def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: C
             target[bare].copy_(torch.from_numpy(np.array(array)))
 
 
+def deployable(method: Method, averaged: nn.ModuleDict) -> nn.ModuleDict:
+    """Return the method's modules, with their averages in place of the raw ones where there are some."""
+    means = dict(averaged.items())
+    return nn.ModuleDict({n: means.get(n, m) for n, m in method.modules.items()})
+
+
 def norms(method: Method) -> frozenset[str]:
     """Return the names of the weights and buffers of the method's normalization layers."""
     kinds = (

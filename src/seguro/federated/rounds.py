@@ -26,6 +26,7 @@ from seguro.federated.intake import NoAnswer, Question
 from seguro.federated.local import Spec
 from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
+from seguro.federated.preview import preview
 from seguro.federated.record import Round, append, cut, lines
 from seguro.federated.roster import Roster
 from seguro.federated.strategies import Federation
@@ -181,6 +182,7 @@ class Server:
         self.round = number
         self._save()
         self._log(record)
+        preview(self.folder, number, self.method, self.averaged, self.arrays)
         return record
 
     @property
@@ -383,16 +385,10 @@ class Server:
         if chosen:
             found = checkpoints.load(self.folder / "checkpoints", chosen)
             exchange.incoming(self.method, self.averaged, {k: v.numpy() for k, v in found.tensors.items()})
-        averaged = dict(self.averaged.items())
-        modules = torch.nn.ModuleDict({n: averaged.get(n, m) for n, m in self.method.modules.items()})
-        segments = self.method.needs.segments
-        save_model(
-            self.folder / "model",
-            method=self.federation.method,
-            config=self.spec.config,
-            plan=plan,
-            predictor=self.method.predictor(modules) if segments else modules,
-        )
+        modules = exchange.deployable(self.method, self.averaged)
+        predictor = self.method.predictor(modules) if self.method.needs.segments else modules
+        f, folder = self.federation, self.folder / "model"
+        save_model(folder, method=f.method, config=self.spec.config, plan=plan, predictor=predictor)
         write_json(
             self.folder / FINISHED,
             {"round": chosen, "score": self.best, "rounds": self.round, "epsilon": self.epsilon},

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor, nn
 
@@ -262,6 +263,21 @@ class Method(Protocol):
 
         They hold for the moving averages too: where a module is averaged, its average travels with it.
         """
+
+
+@runtime_checkable
+class Maker(Protocol):
+    """What a method that makes images offers besides: training writes previews and audits what it makes."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of what it can be asked for."""
+
+    def made(self, modules: nn.ModuleDict, domain: int, n: int, rng: torch.Generator) -> Tensor:
+        """Return n slices (n, C, Y, X) in [-1, 1] of the domain of this number, made by `modules`."""
+
+    def seen(self, cases: Cases, domain: int, most: int) -> NDArray[np.float32]:
+        """Return real slices (n, C, Y, X) in [-1, 1] of a domain, up to `most`, evenly over its cases."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

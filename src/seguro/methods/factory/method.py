@@ -82,9 +82,6 @@ class Factory:
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Slice:
         """Return one slice of a random case, its site and its position; no label is looked at."""
         index = int(rng.integers(len(cases)))
-        return self._slice(cases, index, rng)
-
-    def _slice(self, cases: Cases, index: int, rng: np.random.Generator) -> Slice:
         case = cases[index]
         image, _, at = self.frame.cut(case, rng)
         where = z_bin(at, case.shape[self.frame.axis], self.config.z_bins)
@@ -222,13 +219,17 @@ class Factory:
         image: Tensor = generator.synthesize(generator.spread(generator.codes(z, y)), rng=rng)
         return image.clamp(-1, 1)
 
-    def seen(self, cases: Cases, domain: int, n: int, rng: np.random.Generator) -> NDArray[np.float32]:
-        """Return up to n real slices (n, C, size, size) of a domain; none where no case is of it."""
+    def seen(self, cases: Cases, domain: int, most: int) -> NDArray[np.float32]:
+        """Return up to `most` real slices (n, C, size, size) of a domain, evenly over its cases."""
         here = [i for i, c in enumerate(cases.facts) if self.domain(c.site, c.id) == domain]
-        if not here:
-            return np.zeros((0, len(self.plan.channels), self.config.size, self.config.size), np.float32)
-        drawn = [self._slice(cases, here[k % len(here)], rng).image for k in range(n)]
-        return np.stack(drawn)
+        places = [(i, k) for i in here for k in range(cases[i].shape[self.frame.axis])]
+        chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
+        size = self.config.size
+        out = np.zeros((len(chosen), len(self.plan.channels), size, size), np.float32)
+        for row, at in enumerate(chosen):
+            i, k = places[at]
+            out[row] = self.frame.middle(cases[i], k)[0]
+        return out
 
 
 def _gradient(run: Run) -> losses.Gradient:

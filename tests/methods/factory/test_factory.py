@@ -1,0 +1,136 @@
+"""Turns, schedules, adaptive augmentation and the domains of the data factory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from seguro.core.errors import ConfigError, DataError
+from seguro.data.frame import frame_of, z_bin
+from seguro.data.plan import Intensity
+from seguro.methods.factory.augment import Adaptive
+from seguro.methods.factory.config import FactoryConfig
+
+
+@pytest.mark.parametrize(("how", "both"), [("instead", False), ("beside", True)])
+def test_turns_regularize_as_often_as_published(toy, how, both):
+    """Of 32 turns each, 2 of the discriminator and 8 of the generator."""
+    made = toy(regularize=how)
+    logged = [made.turn(u) for u in range(64)]
+    r1 = [u for u, names in enumerate(logged) if "r1" in names]
+    path = [u for u, names in enumerate(logged) if "path" in names]
+    assert r1 == [0, 32]
+    assert path == list(range(1, 64, 8))
+    assert all(("loss" in logged[u]) == both for u in r1 + path)
+    assert all("loss" in logged[u] for u in range(64) if u not in r1 + path)
+
+
+def test_a_turn_moves_one_player_only(toy):
+    made = toy(regularize="beside")
+    parts = dict(made.method.modules.items())
+    for update, mover in ((0, "discriminator"), (1, "generator")):
+        before = {k: torch.cat([p.detach().flatten() for p in m.parameters()]) for k, m in parts.items()}
+        made.turn(update)
+        after = {k: torch.cat([p.detach().flatten() for p in m.parameters()]) for k, m in parts.items()}
+        assert [k for k in parts if not torch.equal(before[k], after[k])] == [mover]
+
+
+def test_with_mixing_two_styles_meet_in_an_image_and_without_one(toy):
+    for mixing, kinds in ((1.0, 2), (0.0, 1)):
+        made = toy(mixing=mixing)
+        generator = made.method.modules["generator"]
+        y = generator.conditions(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+        codes = made.method._codes(y, [torch.Generator().manual_seed(i) for i in range(2)])
+        assert [len(torch.unique(c, dim=0)) for c in codes.detach()] == [kinds, kinds]
+
+
+def test_augmentation_rises_while_the_discriminator_is_too_sure():
+    adaptive = Adaptive(0.6, 2, 100)
+    for sign, p in ((1.0, 0.0), (0.9, 0.1), (0.2, 0.1), (0.9, 0.0), (0.0, 0.0), (0.0, 0.0)):
+        adaptive.observe(torch.tensor(sign), 5)
+        assert float(adaptive.p) == pytest.approx(p)
+    other = Adaptive(0.6, 2, 100)
+    other.load_state(adaptive.state())
+    assert torch.equal(other.state()["augment"], adaptive.state()["augment"])
+
+
+def test_augmentation_is_kept_with_the_state(toy):
+    made = toy(augment=True, augment_every=1, augment_images=4)
+    for update in range(4):
+        made.turn(update)
+    made.method._adaptive.observe(torch.tensor(1.0), 2)
+    state = made.method.state()
+    assert float(state["augment"][0]) > 0
+    assert float(state["path_mean"]) > 0
+    fresh = toy(augment=True)
+    fresh.method.load_state(state)
+    assert all(torch.equal(fresh.method.state()[k], v) for k, v in state.items())
+
+
+def test_a_case_belongs_to_the_domain_of_its_site(toy):
+    method = toy(domains=("a", "b")).method
+    assert [method.domain(s) for s in "ab"] == [0, 1]
+    with pytest.raises(DataError, match="case x is of site 'c'"):
+        method.domain("c", "x")
+    assert toy().method.domain("anything") == 0
+    with pytest.raises(ValidationError, match="twice"):
+        FactoryConfig(domains=("a", "a"))
+
+
+def test_a_local_discriminator_does_not_leave(toy):
+    shared, local = (toy(discriminator=d).method.shared() for d in ("shared", "local"))
+    assert set(shared) - set(local) == {k for k in shared if k.startswith("discriminator.")} != set()
+
+
+def test_slices_are_spread_evenly_over_the_cases_of_a_domain(toy):
+    method = toy(domains=("a", "b")).method
+    rng = np.random.default_rng(0)
+
+    class Some(list):
+        facts = tuple(SimpleNamespace(site=s, id=s) for s in "aba")
+
+    volumes = [np.full((1, 6, 16, 16), k, np.float32) for k in range(3)]
+    cases = Some(
+        SimpleNamespace(
+            shape=(6, 16, 16), image=v, label=None, patch=lambda where, v=v: v[(slice(None), *where)]
+        )
+        for v in volumes
+    )
+    found = method.seen(cases, 0, 4)
+    assert found.shape == (4, 1, 8, 8)
+    assert [round(float(x.mean()), 4) for x in found] == [
+        round((k + 2.5) / 7 * 2 - 1, 4) for k in (0, 0, 2, 2)
+    ]
+    assert len(method.seen(cases, 1, 99)) == 6
+    sample = method.draw(cases, 0, rng)
+    assert sample.image.shape == (1, 8, 8)
+    assert sample.z_bin < method.config.z_bins
+
+
+def test_a_frame_shows_planned_slices_and_gives_them_back(toy):
+    frame = frame_of(toy().method.plan, 16)
+    assert (frame.side, frame.window) == (16, (1, 16, 16))
+    planned = torch.linspace(-2.5, 4.5, 256).view(1, 1, 16, 16)
+    shown = frame.shown(planned)
+    assert (float(shown.min()), float(shown.max())) == (-1.0, 1.0)
+    assert torch.allclose(frame.planned(shown), planned, atol=1e-5)
+    assert float(frame.shown(planned + 100).min()) == 1.0
+    half = replace(frame, size=8)
+    assert torch.allclose(half.planned(half.shown(torch.full((1, 1, 16, 16), 1.5))), torch.tensor(1.5))
+
+
+def test_a_frame_needs_to_know_black_and_white(toy):
+    stored = toy().method.plan.model_copy(update={"channels": (Intensity(name="x", scheme="none"),)})
+    with pytest.raises(ConfigError, match="limits"):
+        frame_of(stored, 16)
+    assert frame_of(stored, 16, limits=(0.0, 5.0)).high == (5.0,)
+
+
+def test_bins_cover_every_depth_in_order():
+    assert [z_bin(i, 8, 4) for i in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [z_bin(i, 3, 29) for i in range(3)] == [0, 9, 19]
