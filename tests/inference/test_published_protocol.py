@@ -65,4 +65,4 @@ def test_one_way_beats_another(result, what, against, margin):
 @pytest.mark.slow
 def test_a_prediction_that_leads_back_is_better(result):
     assert result["quality"]["spearman_cycle_and_true_dice"] >= 0.5
-    assert result["quality"]["absent_below_present"] >= 0.75
+    assert result["quality"]["share_of_absent_below_present"] >= 0.75
