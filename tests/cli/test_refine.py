@@ -137,6 +137,40 @@ def test_refine_takes_a_correction_over_and_undo_is_exact(few_shot_run, predicte
     assert main(["refine", str(few_shot_run), str(query), "--undo", "--predictions", str(predicted)]) == 1
 
 
+def test_a_stopped_refine_is_done_again_with_the_same_result(
+    few_shot_run, predicted, folders, tmp_path, capsys
+):
+    """Stopped after the prediction, before the history says so: the second correction is not lost in it."""
+    query = folders[2] / "case_006.nii.gz"
+    refined = predicted / "refined" / "case_006"
+    words = ("refine", few_shot_run, query, "--predictions", predicted)
+    call(capsys, *words, "--corrected", corrected_file(predicted, tmp_path, [5])[0])
+    history = (refined / "history.json").read_bytes()
+    path, _ = corrected_file(refined, tmp_path, [3])
+    once = call(capsys, *words, "--corrected", path)
+    label = (refined / "case_006.nii.gz").read_bytes()
+    (refined / "history.json").write_bytes(history)
+    again = call(capsys, *words, "--corrected", path)
+    assert (again["corrected"], again["corrections"], again["support"]) == ([3], 2, once["support"])
+    assert (refined / "case_006.nii.gz").read_bytes() == label
+    assert [call(capsys, *words, "--undo")["corrections"] for _ in range(2)] == [1, 0]
+
+
+def test_a_correction_is_compared_with_the_prediction_in_force(
+    few_shot_run, predicted, folders, phantom_folder, tmp_path, capsys
+):
+    """After a prediction with another support, what was refined before is no longer what was corrected."""
+    query = folders[2] / "case_006.nii.gz"
+    words = ("refine", few_shot_run, query, "--predictions", predicted)
+    call(capsys, *words, "--corrected", corrected_file(predicted, tmp_path, [2, 5])[0])
+    image, mask = (phantom_folder / f / "case_001.nii.gz" for f in ("imagesTr", "labelsTr"))
+    call(capsys, "predict", few_shot_run, folders[2], "--support", image, "--support-label", mask,
+         "--out", predicted)  # fmt: skip
+    found = call(capsys, *words, "--corrected", corrected_file(predicted, tmp_path, [4])[0])
+    assert (found["corrected"], found["corrections"]) == ([4], 1)
+    assert call(capsys, *words, "--undo")["corrections"] == 0
+
+
 def test_refine_finds_the_prediction_itself(few_shot_run, predicted, folders, tmp_path, capsys):
     path, _ = corrected_file(predicted, tmp_path, [3])
     query = folders[2] / "case_006.nii.gz"

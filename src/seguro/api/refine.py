@@ -92,24 +92,33 @@ def refine(
     folder = first / FOLDER / item.id
     history = _history(folder, listing["options"]["support"])
     root = support_root(models[0], first)
+    options = {k: v for k, v in listing["options"].items() if k in CARRIED}
+
+    def predicted(support_hash: str, notes: Warnings | None = None) -> PredictionReport:
+        bank = support.load(root, support_hash)
+        made = predict(
+            models, [item], folder, support=bank, doubt=True, device=device, warnings=notes, **options
+        )
+        if made.failed:
+            raise DataError(f"{item.id}: {made.failed[item.id]}")
+        return made
+
     taken: list[int] = []
     if undo:
         if len(history) == 1:
             raise ConfigError(f"{folder}: no correction is in force, nothing to undo")
         history = history[:-1]
     else:
-        bank = support.load(root, history[-1])
+        before = first / listing["cases"][item.id]["file"]
+        if len(history) > 1:
+            predicted(history[-1])  # there already, unless a stopped command left one of another support
+            before = folder / before.name
         volume = item.read()
-        label = read_label(_predicted(folder, first, listing, item.id), like=volume.grid).array
+        label = read_label(before, like=volume.grid).array
+        bank = support.load(root, history[-1])
         key, taken = _added(root, bank, volume, Path(str(corrected)), label, slices, plan.slice_axis)
         history = [*history, key]
-    options = {k: v for k, v in listing["options"].items() if k in CARRIED}
-    bank = support.load(root, history[-1])
-    report = predict(
-        models, [item], folder, support=bank, doubt=True, device=device, warnings=warnings, **options
-    )
-    if report.failed:
-        raise DataError(f"{item.id}: {report.failed[item.id]}")
+    report = predicted(history[-1], warnings)
     write_json(folder / HISTORY, {"supports": history})
     rows = sorted((r for r in report.cases[0].slices or () if not r[3]), key=lambda r: (-r[1], r[0]))
     following = tuple((int(r[0]), float(r[1])) for r in rows)
@@ -169,12 +178,6 @@ def _history(folder: Path, base: str) -> list[str]:
     path = folder / HISTORY
     supports = list(read_json(path)["supports"]) if path.exists() else [base]
     return supports if supports[0] == base else [base]
-
-
-def _predicted(folder: Path, first: Path, listing: Mapping[str, Any], case: str) -> Path:
-    """Return the label file that was corrected: the refined one where there is one."""
-    name = listing["cases"][case]["file"]
-    return folder / name if (folder / HISTORY).exists() and (folder / name).exists() else first / name
 
 
 def _added(
