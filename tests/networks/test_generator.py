@@ -115,7 +115,7 @@ def test_an_embedding_of_zeros_is_none():
     z, y = torch.randn(2, 16), generator.conditions(torch.tensor([0, 1]), torch.tensor([0, 1]))
     rows = torch.stack([torch.zeros(5), torch.ones(5)])
     given, none = generator.codes(z, y, rows), generator.codes(z, y)
-    assert torch.allclose(given[0], none[0])
+    assert torch.allclose(given[0], none[0], atol=1e-5)  # 0.8 x + 0.2 x is x but for rounding
     assert not torch.allclose(given[1], none[1])
 
 
