@@ -1,0 +1,171 @@
+"""Options of the adaptation: as published, and what is changed for small data and machines."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from seguro.core.types import Record
+from seguro.data.augment import Augment
+from seguro.methods.streams import NO_AUGMENT
+
+GENERATOR = ("domains", "size", "side", "limits", "z_bins", "width", "full", "latent", "mapping_layers")
+ENCODER = ("source", "blocks", "encoder_width", "reduction", "norm", "hidden", "domain_norm", "content")
+
+
+class AdaptConfig(Record):
+    """Defaults are the published code's: Galati et al., MICCAI 2024 (where it contradicts itself: README)."""
+
+    inherits: ClassVar[tuple[str, ...]] = (*GENERATOR, *ENCODER)
+    """Fields that are those of the run that `--init` names, unless they are set: its weights fit no other."""
+    stage: Literal["source", "adapt"] = "adapt"
+    """source: encoder and label branch learn the labelled source. adapt: from there, the target joins."""
+    source: str | None = None
+    """Site whose labelled cases are the source; null for all labelled cases (but those of `target`)."""
+    target: str | None = None
+    """Site that is adapted to, with or without labels; null for all cases that are not the source's, or where
+    no source is named for all without label."""
+    target_slices: Literal["all", "middle"] = "all"
+    """Which slices of a labelled target case show their label: all, or only the middle one of its classes."""
+
+    domains: tuple[str, ...] = ()
+    """Names of the generator's domains, in the order of their number."""
+    size: int = Field(512, ge=8)
+    """Of the generator's images in pixels, a power of two."""
+    side: int | None = Field(None, ge=8)
+    """Of the square that is shown, in planned voxels; null for the longer side of the median case."""
+    limits: tuple[float, float] | None = None
+    """Planned intensities that become -1 and 1; null for those of the plan's scheme (data/frame.py)."""
+    z_bins: int = Field(29, ge=1)
+    width: int = Field(512, ge=1)
+    """Channels of the generator at low resolution."""
+    full: int = Field(64, ge=4)
+    """The highest resolution with `width` channels."""
+    latent: int = Field(512, ge=1)
+    mapping_layers: int = Field(8, ge=1)
+    mean_styles: int = Field(100_000, ge=1)
+    """Random styles whose mean is the mean code of a domain."""
+
+    blocks: tuple[int, ...] = (3, 4, 14, 3)
+    """Residual blocks of each stage of the encoder; content at as many resolutions."""
+    encoder_width: int = Field(64, ge=1)
+    """Channels of the encoder's first stage."""
+    reduction: Literal[2, 4] = 4
+    """`size` over the finest resolution of content; the encoder sees images of twice that resolution."""
+    norm: Literal["batch", "group", "instance"] = "batch"
+    """Of encoder and label branches. batch: running statistics after training, so that no prediction depends
+    on its neighbors; group, instance: of each image alone."""
+    hidden: int = Field(128, ge=1)
+    """Channels of a label branch."""
+    domain_norm: bool = True
+    """Whether source and target each have their own normalization."""
+    content: bool = True
+    """Whether content features enter the generator; without, everything passes through the codes."""
+    ramp: float = Field(0.5, ge=0, le=1)
+    """Fraction of training in which content takes the place of the generator's own activations."""
+    cycle: bool = True
+    """Whether translations are translated back and compared with the image."""
+    route: Literal["image", "output"] = "image"
+    """Whose normalization a translation uses: the domain of the image, or the one that is asked for."""
+    translated: Literal["branch", "all"] = "branch"
+    """What learns from the source's labels on translations: the target's label branch alone, as published,
+    or the encoder too."""
+    target_branch: Literal["source", "own"] = "source"
+    """What the target's label branch starts from: the source's, or its own weights."""
+
+    l2: float = Field(1.0, ge=0)
+    """Weight of the mean squared difference of images."""
+    l1: float = Field(0.0, ge=0)
+    """Weight of the mean absolute difference, at three scales."""
+    ssim: float = Field(1.0, ge=0)
+    """Weight of 1 - structural similarity."""
+    gradient: float = Field(0.0, ge=0)
+    """Weight of the mean absolute difference of the images' gradients."""
+    mask: float = Field(1.0, ge=0)
+    """Weight of cross entropy and Dice."""
+
+    optimiser: Literal["radam", "adam"] = "radam"
+    """Of the encoder."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Of the encoder."""
+    branch_rate: float = Field(1e-3, gt=0)
+    """Learning rate of the label branches (Adam)."""
+    schedule: Literal["constant", "poly", "cosine"] = "constant"
+    clip: float | None = Field(None, gt=0)
+    """Largest gradient norm, of the encoder and of the branches; null for none."""
+    average: float | None = Field(None, ge=0, lt=1)
+    """Decay of averaged weights that are deployed; null for none."""
+    p_foreground: float = Field(0.0, ge=0, le=1)
+    """Probability that a labelled slice is chosen to show a foreground class."""
+    augment: Augment = NO_AUGMENT
+
+    select: Literal["translated", "cycle", "dice", "last"] = "translated"
+    """What chooses the model of stage adapt: the loss on translated source slices or of the way there and
+    back, which need no label of the target; the Dice of labelled validation cases, as published; or none."""
+    prediction: Literal["intra", "inter", "ensemble"] = "ensemble"
+    """intra: by the target's branch. inter: translated to the source, by its branch. ensemble: of both."""
+    inter_weight: float = Field(0.6, ge=0, le=1)
+    """Of inter in the ensemble's probabilities; intra has the rest."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Of neighboring windows, where a slice is larger than the frame."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> AdaptConfig:
+        if self.size & (self.size - 1):
+            raise ValueError(f"size is {self.size}; expected a power of two, such as 64")
+        if self.source is not None and self.source == self.target:
+            raise ValueError(f"source and target are both {self.source!r}; expected two sites")
+        if self.limits is not None and self.limits[0] >= self.limits[1]:
+            raise ValueError(f"limits are {self.limits}; the first must be below the second")
+        if not self.l2 + self.l1 + self.ssim + self.gradient:
+            raise ValueError("l2, l1, ssim and gradient are all 0; images would not be compared at all")
+        return self
+
+
+_OURS: dict[str, Any] = {
+    "norm": "group",
+    "reduction": 2,
+    "l2": 0.0,
+    "l1": 1.0,
+    "gradient": 1.0,
+    "optimiser": "adam",
+    "learning_rate": 1e-3,
+    "schedule": "poly",
+    "clip": 12.0,
+    "p_foreground": 0.5,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "small": {
+        **_OURS,
+        "size": 64,
+        "z_bins": 8,
+        "width": 64,
+        "full": 32,
+        "latent": 128,
+        "mapping_layers": 4,
+        "mean_styles": 4096,
+        "blocks": (1, 1, 1),
+        "encoder_width": 16,
+        "hidden": 32,
+        "average": 0.99,
+        "augment": NO_AUGMENT.model_copy(
+            update={"p_spatial": 0.5, "elastic_vox": 0.0, "mirror": True}
+        ).model_dump(),
+    },
+    "tiny": {
+        **_OURS,
+        "size": 32,
+        "z_bins": 4,
+        "width": 32,
+        "full": 16,
+        "latent": 64,
+        "mapping_layers": 2,
+        "mean_styles": 64,
+        "blocks": (1, 1),
+        "encoder_width": 8,
+        "hidden": 16,
+        "average": 0.9,
+    },
+}

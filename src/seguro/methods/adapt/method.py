@@ -1,0 +1,231 @@
+"""Adaptation (phase 2 of RobustMedSeg): a frozen generator between a labelled source and a bare target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seguro.core.errors import ConfigError
+from seguro.data.frame import frame_of
+from seguro.data.plan import Plan
+from seguro.data.store import Cases
+from seguro.losses import cross_entropy, soft_dice
+from seguro.methods.adapt.config import PRESETS, AdaptConfig
+from seguro.methods.adapt.objective import TERMS, image_loss
+from seguro.methods.adapt.predictor import AdaptPredictor, paint
+from seguro.methods.adapt.sample import SOURCE, TARGET, Shown, draw
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
+from seguro.networks.generator import Generator
+from seguro.networks.translator import Encoder, LabelBranch
+
+MONITORS = {"translated": "min:translated", "cycle": "min:cycle", "dice": "max:dice", "last": None}
+BETAS = (0.95, 0.999)
+"""Of the encoder's optimizer, as published."""
+BRANCH = {SOURCE: "source", TARGET: "target"}
+
+
+class Adapt:
+    """Method `adapt`: learns to segment a site without labels through images of its look.
+
+    Even updates paint every slice in its own domain's look; odd ones paint it in the other's and back. The
+    source's labels hold for what is painted from its slices, in whichever look.
+    """
+
+    Config: ClassVar[type[AdaptConfig]] = AdaptConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    needs: ClassVar[Needs] = Needs(
+        dims=(2,), labels="some", unlabelled="helps", segments=True, monitor="min:translated", group=2
+    )
+
+    def __init__(self, config: AdaptConfig, plan: Plan, build: Build) -> None:
+        self.config = config
+        self.plan = plan
+        self._of_generator = numbers(config)
+        c, channels, alone = config, len(plan.channels), config.stage == "source"
+        monitor = "max:dice" if alone else MONITORS[c.select]
+        unlabelled = "unused" if alone else "helps"
+        self.needs = replace(type(self).needs, monitor=monitor, unlabelled=unlabelled)  # type: ignore[misc]
+        self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
+        generator = Generator(
+            c.size,
+            channels,
+            max(len(c.domains), 1),
+            c.z_bins,
+            c.latent,
+            c.width,
+            c.mapping_layers,
+            full=c.full,
+        )
+        encoder = Encoder(
+            c.size,
+            channels,
+            generator.n_latent,
+            c.latent,
+            generator.widths,
+            blocks=c.blocks,
+            width=c.encoder_width,
+            reduction=c.reduction,
+            norm=c.norm,
+        )
+        maps = generator.feature_channels
+        source, target = (
+            LabelBranch(maps, plan.classes.n, c.size, hidden=c.hidden, norm=c.norm) for _ in range(2)
+        )
+        self.modules = nn.ModuleDict(
+            {"generator": generator, "encoder": encoder, "source": source, "target": target}
+        )
+        generator.requires_grad_(False)
+        (target if alone else source).requires_grad_(False)
+        if not c.content:
+            encoder.contents.requires_grad_(False)
+            encoder.gates.requires_grad_(False)
+        self._seen: dict[str, Tensor] = {}
+        """The last losses that the model may be selected by; only odd updates have them."""
+
+    def optimisers(self) -> dict[str, Optim]:
+        """Return one optimizer of the encoder and one of the label branch that learns.
+
+        The weights to start from are there now, so the mean codes of their generator are taken, and the
+        target's branch is made the source's.
+        """
+        c, encoder, generator = self.config, self.modules["encoder"], self.modules["generator"]
+        rng = torch.Generator(device=next(generator.parameters()).device).manual_seed(0)
+        means = generator.mean_code(c.mean_styles, rng)  # type: ignore[operator]
+        encoder.get_buffer("mean").copy_(means[list(self._of_generator)])
+        if c.stage == "adapt" and c.target_branch == "source":
+            self.modules["target"].load_state_dict(self.modules["source"].state_dict())
+        own = [p for p in encoder.parameters() if p.requires_grad]
+        learns = "source" if c.stage == "source" else "target"
+        kind = torch.optim.RAdam if c.optimiser == "radam" else torch.optim.Adam
+        averages = ({}, {}) if c.average is None else ({"encoder": c.average}, {learns: c.average})
+        schedule = Schedule(c.schedule)
+        branch = torch.optim.Adam(self.modules[learns].parameters(), c.branch_rate)
+        return {
+            "encoder": Optim(kind(own, c.learning_rate, betas=BETAS), schedule, averages[0], c.clip),
+            "branch": Optim(branch, schedule, averages[1], c.clip),
+        }
+
+    def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Shown:
+        """Return a slice of the source in even slots, of the target in odd ones."""
+        return draw(cases, slot, rng, config=self.config, plan=self.plan, frame=self.frame)
+
+    def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Do one step: within the domains, or (stage adapt, odd updates) across them and back."""
+        ramp = self.config.ramp * run.updates
+        share = 1.0 if run.update >= ramp else run.update / ramp
+        self.modules["encoder"].get_buffer("share").fill_(share)
+        inside = self.config.stage == "source" or run.update % 2 == 0
+        parts = self._within(batch, run) if inside else self._across(batch, run)
+        loss = torch.stack(list(parts.values())).sum()
+        run.backward(loss)
+        run.step()
+        logged = {k: v.detach() for k, v in parts.items()}
+        if not inside:
+            self._seen = {k: logged[k] for k in ("translated", "cycle") if k in logged}
+        return {**self._seen, **logged, "loss": loss.detach(), "share": loss.new_tensor(share)}
+
+    def _within(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Return the losses of painting slices in their own look; the source's labels reach the encoder."""
+        with run.autocast():
+            painted, maps = paint(self.modules, self.config, batch.image, batch.domain, batch.domain)
+            logits = self._labels(batch, maps, SOURCE, SOURCE)
+            few = self._few(batch, maps, TARGET, run, detach=True)
+        parts = {
+            "reconstruction": self._image_loss(painted, batch.image),
+            "mask": self._fit(logits, batch, SOURCE),
+        }
+        return parts | ({} if few is None else {"few": self._fit(few, batch, TARGET)})
+
+    def _across(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Return the losses of painting slices in the other's look, and these back in their own."""
+        c, other = self.config, 1 - batch.domain
+        with run.autocast():
+            painted, maps = paint(self.modules, c, batch.image, batch.domain, other)
+            logits = self._labels(batch, maps, SOURCE, TARGET, detach=c.translated == "branch")
+            few = self._few(batch, maps, SOURCE, run, detach=False)
+        parts = {"translated": self._fit(logits, batch, SOURCE)}
+        if few is not None:
+            parts["few"] = self._fit(few, batch, TARGET)
+        if not c.cycle:
+            return parts
+        with run.autocast():
+            there = painted.detach().float().clamp(-1, 1)
+            back, maps = paint(self.modules, c, there, other, batch.domain)
+            logits = self._labels(batch, maps, SOURCE, SOURCE)
+            few = self._few(batch, maps, TARGET, run, detach=True)
+        parts |= {"cycle": self._image_loss(back, batch.image), "mask": self._fit(logits, batch, SOURCE)}
+        return parts | ({} if few is None else {"few_cycle": self._fit(few, batch, TARGET)})
+
+    def _labels(
+        self, batch: Batch, maps: Sequence[Tensor], domain: int, branch: int, *, detach: bool = False
+    ) -> Tensor:
+        """Return logits of the rows of `domain` by a label branch, its input with or without gradient."""
+        rows = batch.domain == domain
+        chosen = [m[rows].detach() if detach else m[rows] for m in maps]
+        return self.modules[BRANCH[branch]](chosen)  # type: ignore[no-any-return]
+
+    def _few(
+        self, batch: Batch, maps: Sequence[Tensor], branch: int, run: Run, *, detach: bool
+    ) -> Tensor | None:
+        """Return logits of the target's rows, where on any rank one of them has a label."""
+        labelled = batch.annotated[batch.domain == TARGET].sum()
+        if self.config.stage == "source" or float(run.mean(labelled)) == 0:
+            return None
+        return self._labels(batch, maps, TARGET, branch, detach=detach)
+
+    def _fit(self, logits: Tensor, batch: Batch, domain: int) -> Tensor:
+        """Return weighted cross entropy plus Dice of the rows of `domain`; unlabelled ones count as 0."""
+        rows = batch.domain == domain
+        args = (logits.float(), batch.label[rows], batch.annotated[rows], self.plan.classes)
+        return self.config.mask * (cross_entropy(*args) + soft_dice(*args))
+
+    def _image_loss(self, painted: Tensor, image: Tensor) -> Tensor:
+        seen: int = self.modules["encoder"].seen  # type: ignore[assignment]
+        return image_loss(painted, image, {n: getattr(self.config, n) for n in TERMS}, seen)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the last losses that the model may be selected by."""
+        return dict(self._seen)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore them."""
+        self._seen = {k: v.clone() for k, v in state.items()}
+
+    def predictor(self, modules: nn.ModuleDict) -> Predictor:
+        """Return the predictor of the domain that is learned."""
+        return AdaptPredictor(modules, self.config, self.plan, self.frame)
+
+    def shared(self) -> list[str]:
+        """Everything may leave a site."""
+        return list(self.modules.state_dict())
+
+
+def numbers(config: AdaptConfig) -> tuple[int, int]:
+    """Return the numbers of source and target among the generator's domains.
+
+    Raises:
+        ConfigError: a site that is none of them, or more than two and no target named.
+    """
+    names = config.domains
+    for site in (config.source, config.target):
+        if site is not None and names and site not in names:
+            raise ConfigError(
+                f"site {site!r} is none of the generator's domains ({', '.join(names)}); name one of them, "
+                "or train the factory with it"
+            )
+    if len(names) < 2:
+        return 0, 0
+    source = 0 if config.source is None else names.index(config.source)
+    if config.target is not None:
+        return source, names.index(config.target)
+    if len(names) > 2 and config.stage == "adapt":
+        raise ConfigError(
+            f"the generator has {len(names)} domains ({', '.join(names)}): name the one to adapt to, "
+            "--set target=SITE"
+        )
+    return source, 1 - source if len(names) == 2 else source

@@ -1,0 +1,103 @@
+"""Painting an image in the look of a domain, and predicting a target's labels in two ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from seguro.core.types import Classes
+from seguro.data.frame import Frame
+from seguro.data.plan import Plan
+from seguro.losses import probabilities
+from seguro.methods.adapt.config import AdaptConfig
+from seguro.methods.adapt.sample import SOURCE, TARGET
+from seguro.methods.contract import Predictor, Slices, Support
+
+TINY = 1e-6
+"""Smallest probability whose logarithm is taken."""
+Way = Literal["intra", "inter", "ensemble"]
+
+
+def paint(
+    modules: nn.ModuleDict | Mapping[str, nn.Module],
+    config: AdaptConfig,
+    image: Tensor,
+    domain: Tensor,
+    wanted: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return images (N, C, size, size) painted in the look of `wanted`, and the feature maps behind them.
+
+    Args:
+        modules: with "generator" and "encoder".
+        config: of the run.
+        image: (N, C, size, size) in [-1, 1].
+        domain: (N,) of the images.
+        wanted: (N,) domain to paint them in.
+    """
+    encoder: Any = modules["encoder"]
+    generator: Any = modules["generator"]
+    route = wanted if config.route == "output" else domain
+    codes, found = encoder(image, route if config.domain_norm else torch.zeros_like(route), wanted)
+    share = float(encoder.share)
+    content = {r: (feature, mask, share) for r, (feature, mask) in found.items()} if config.content else None
+    painted, maps = generator.synthesize(codes, content=content, noise="fixed", features=True)
+    return painted, maps
+
+
+class AdaptPredictor(Predictor):
+    """Slices of the domain that was learned last: of the source in stage source, of the target after."""
+
+    def __init__(self, modules: nn.ModuleDict, config: AdaptConfig, plan: Plan, frame: Frame) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+        self.config, self.frame = config, frame
+        self.classes = plan.classes
+        self.tiling = Slices(plan.slice_axis, (frame.side, frame.side), config.overlap)
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (N, n, 1, A, B) of planned slices (N, C, 1, A, B)."""
+        image = self.frame.shown(x.squeeze(2))
+        return self.frame.enlarged(self.logits(image)).unsqueeze(2)
+
+    def logits(self, image: Tensor, way: Way | None = None) -> Tensor:
+        """Return logits (N, n, size, size) of images (N, C, size, size) in [-1, 1].
+
+        Args:
+            image: of the domain that was learned last.
+            way: see `AdaptConfig.prediction`; None for the config's. A source has one way only.
+        """
+        if self.config.stage == "source":
+            return self._read(image, SOURCE, SOURCE)
+        way = way or self.config.prediction
+        if way == "intra":
+            return self._read(image, TARGET, TARGET)
+        inter = self._read(image, TARGET, SOURCE)
+        if way == "inter":
+            return inter
+        return ensemble(self._read(image, TARGET, TARGET), inter, self.config.inter_weight, self.classes)
+
+    def translated(self, image: Tensor, domain: int, wanted: int) -> Tensor:
+        """Return images (N, C, size, size) of `domain` painted in the look of `wanted`."""
+        one = torch.ones(len(image), dtype=torch.long, device=image.device)
+        painted: Tensor = paint(self._parts(), self.config, image, one * domain, one * wanted)[0]
+        return painted
+
+    def _read(self, image: Tensor, domain: int, wanted: int) -> Tensor:
+        one = torch.ones(len(image), dtype=torch.long, device=image.device)
+        maps = paint(self._parts(), self.config, image, one * domain, one * wanted)[1]
+        branch = self.get_submodule("source" if wanted == SOURCE else "target")
+        return branch(maps)  # type: ignore[no-any-return]
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {n: self.get_submodule(n) for n in ("generator", "encoder")}
+
+
+def ensemble(intra: Tensor, inter: Tensor, weight: float, classes: Classes) -> Tensor:
+    """Return logits whose probabilities are (1 - weight) those of `intra` plus weight those of `inter`."""
+    mixed = (1 - weight) * probabilities(intra, classes) + weight * probabilities(inter, classes)
+    mixed = mixed.clamp(TINY, 1 - TINY if classes.regions else None)
+    return mixed.logit() if classes.regions else mixed.log()

@@ -1,0 +1,130 @@
+"""What adaptation draws: slices of the source and of the target in turn, in the generator's frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from seguro.core.errors import ConfigError
+from seguro.core.types import IGNORE, ThreeF
+from seguro.data.augment import draw as draw_augmentation
+from seguro.data.augment import patch_of
+from seguro.data.frame import Frame
+from seguro.data.plan import Plan
+from seguro.data.sampling import centre
+from seguro.data.store import Cases, Stored
+from seguro.methods.adapt.config import AdaptConfig
+
+SOURCE, TARGET = 0, 1
+"""Numbers of the two domains in encoder and batch."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One slice; stacked along a first axis it is the batch."""
+
+    image: NDArray[np.float32]
+    """(C, size, size) in [-1, 1]."""
+    label: NDArray[np.uint8]
+    """(size, size) stored labels; IGNORE everywhere when unlabelled."""
+    annotated: NDArray[np.float32]
+    """(foreground,) 1 where the class was looked for; zeros when unlabelled."""
+    domain: NDArray[np.int64]
+    """() SOURCE or TARGET."""
+
+
+def sides(cases: Cases, config: AdaptConfig) -> tuple[list[int], list[int]]:
+    """Return the indices of the labelled source cases, and of the target's.
+
+    Raises:
+        ConfigError: there is no source, or (in stage adapt) no target.
+    """
+    sites = [c.site for c in cases.facts]
+    if config.target is not None:
+        target = [i for i, s in enumerate(sites) if s == config.target]
+    elif config.source is not None:
+        target = [i for i, s in enumerate(sites) if s != config.source]
+    else:
+        target = list(cases.unlabelled)
+    other = set(target)
+    source = [
+        i for i in cases.labelled if (i not in other if config.source is None else sites[i] == config.source)
+    ]
+    known = f"the sites are {', '.join(sorted(set(sites)))}"
+    if not source:
+        raise ConfigError(
+            f"no labelled case of the source (source={config.source!r}, {known}): adaptation learns to "
+            "segment there; name the site with labels, --set source=SITE"
+        )
+    if config.stage == "adapt" and not target:
+        raise ConfigError(
+            f"no case of the target (target={config.target!r}, {known}): give the images to adapt to "
+            "(imagesUn, or a site named with --set target=SITE)"
+        )
+    return source, target
+
+
+def draw(
+    cases: Cases, slot: int, rng: np.random.Generator, *, config: AdaptConfig, plan: Plan, frame: Frame
+) -> Shown:
+    """Return a slice of the source in even slots, of the target in odd ones; in stage source all are its.
+
+    Where the target has labels, every second of its slots shows one.
+    """
+    source, target = sides(cases, config)
+    if config.stage == "source" or slot % 2 == 0:
+        return _shown(cases[int(rng.choice(source))], SOURCE, rng, config=config, plan=plan, frame=frame)
+    known = set(cases.labelled)
+    with_label = [i for i in target if i in known]
+    if with_label and (slot // 2) % 2 == 0:
+        case = cases[int(rng.choice(with_label))]
+        return _shown(case, TARGET, rng, config=config, plan=plan, frame=frame)
+    case = cases[int(rng.choice(target))]
+    bare = replace(
+        case, label=None, annotated=np.zeros_like(case.annotated), locations=np.zeros((0, 4), np.int32)
+    )
+    return _shown(bare, TARGET, rng, config=config, plan=plan, frame=frame)
+
+
+def _shown(
+    case: Stored, domain: int, rng: np.random.Generator, *, config: AdaptConfig, plan: Plan, frame: Frame
+) -> Shown:
+    window = frame.window
+    middle = centre(case, window, rng, p_foreground=config.p_foreground)
+    if domain == TARGET and case.label is not None and config.target_slices == "middle":
+        middle = _at_slice(middle, frame.axis, middle_slice(case, frame.axis))
+    drawn = draw_augmentation(
+        rng, config.augment, spacing=case.grid.spacing, patch=window, mirror=plan.mirror, classes=plan.classes
+    )
+    image, label = patch_of(case, middle, window, drawn)
+    plane = torch.from_numpy(image.reshape(1, -1, frame.side, frame.side))
+    return Shown(
+        image=frame.shown(plane)[0].numpy(),
+        label=_small(label, frame),
+        annotated=case.annotated,
+        domain=np.asarray(domain),
+    )
+
+
+def middle_slice(case: Stored, axis: int) -> int:
+    """Return the slice in the middle of those that hold a foreground class; of all where none does."""
+    found: Sequence[int] = np.unique(case.locations[:, 1 + axis]).tolist()
+    return int(found[len(found) // 2]) if found else case.shape[axis] // 2
+
+
+def _at_slice(where: ThreeF, axis: int, index: int) -> ThreeF:
+    moved = list(where)
+    moved[axis] = float(index)
+    return moved[0], moved[1], moved[2]
+
+
+def _small(label: NDArray[np.uint8] | None, frame: Frame) -> NDArray[np.uint8]:
+    if label is None:
+        return np.full((frame.size, frame.size), IGNORE, np.uint8)
+    plane = torch.from_numpy(label.reshape(1, 1, frame.side, frame.side))
+    return F.interpolate(plane, (frame.size, frame.size), mode="nearest-exact")[0, 0].numpy()
