@@ -8,7 +8,9 @@ and `--collect` only gathers what is there.
 experiment.yaml: `data` (folder under the data root), `check`, `plan` and `train` (options of these commands,
 as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` (name: options of `train` on
 top) and `pairs` (arm: the arm that it is compared with). `set` lists are joined, any other option of an arm
-replaces the common one.
+replaces the common one. With `folds` every arm is trained on each of them and its cases are scored together.
+`checkpoints` are the ones of a run that are scored: `chosen` by validation, `last`, or both of the same run;
+the last one's settings are called "NAME, last".
 """
 
 from __future__ import annotations
@@ -66,14 +68,43 @@ def planned(workspace: Path, given: Mapping[str, Any], edit: Mapping[str, Any]) 
         write_json(path, {**plan, **edit})
 
 
+def runs_of(plan: Mapping[str, Any], workspace: Path, name: str, seed: int) -> dict[Path, list[str]]:
+    """Return the runs of one arm with one seed, one per fold, and their options of `train`."""
+    runs = workspace / "runs"
+    if "folds" not in plan:
+        return {runs / f"{name}-seed{seed}": []}
+    return {runs / f"{name}-fold{f}-seed{seed}": ["--folds", str(f)] for f in plan["folds"]}
+
+
+def named(arm: str, checkpoint: str) -> str:
+    """Return what the result calls an arm's `checkpoint`."""
+    return f"{arm}, last" if checkpoint == "last" else arm
+
+
+def checkpoints(plan: Mapping[str, Any]) -> list[str]:
+    """Return the checkpoints of each run that are scored."""
+    return list(plan.get("checkpoints", ["chosen"]))
+
+
+def settings(plan: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return what has a result of its own: name -> (arm, checkpoint)."""
+    return {named(a, k): (a, k) for a in plan["arms"] for k in checkpoints(plan)}
+
+
+def predictions(plan: Mapping[str, Any], run: Path, checkpoint: str) -> Path:
+    """Return where the predictions of a run lie, as `seguro predict` names them."""
+    return run / "predictions" / (plan["cases"] + ("-last" if checkpoint == "last" else ""))
+
+
 def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, threads: int) -> None:
     """Train, predict and evaluate one arm with one seed."""
-    run = f"{name}-seed{seed}"
     chosen = options(merged(plan.get("train", {}), plan["arms"][name]))
-    seguro("train", workspace, *chosen, "--seed", seed, "--name", run, "--threads", threads)
-    folder = workspace / "runs" / run
-    seguro("predict", folder, "--cases", plan["cases"], "--threads", threads)
-    seguro("evaluate", folder / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1)
+    for run, fold in runs_of(plan, workspace, name, seed).items():
+        seguro("train", workspace, *chosen, *fold, "--seed", seed, "--name", run.name, "--threads", threads)
+        for kind in checkpoints(plan):
+            last = ["--last"] if kind == "last" else []
+            seguro("predict", run, "--cases", plan["cases"], *last, "--threads", threads)
+            seguro("evaluate", predictions(plan, run, kind), "--metrics", ",".join(METRICS), "--jobs", 1)
 
 
 def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
@@ -92,8 +123,11 @@ def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
     return out
 
 
-def rows_of(plan: Mapping[str, Any], name: str, runs: Sequence[Sequence[ScoreRow]]) -> list[dict[str, Any]]:
-    """Return result rows of one arm: means over cases of the mean over seeds, and the spread of seeds."""
+def rows_of(
+    plan: Mapping[str, Any], setting: str, runs: Sequence[Sequence[ScoreRow]]
+) -> list[dict[str, Any]]:
+    """Return result rows of one setting: means over cases of the mean over seeds, and the spread of seeds."""
+    name, _ = settings(plan)[setting]
     each = [{(s.cls, s.metric): s.mean for s in summarize(r) if s.site == "all"} for r in runs]
     out = []
     for row in summarize(over_seeds(runs)):
@@ -105,7 +139,7 @@ def rows_of(plan: Mapping[str, Any], name: str, runs: Sequence[Sequence[ScoreRow
                 "data": plan["data"],
                 "split": plan["cases"],
                 "method": merged(plan.get("train", {}), plan["arms"][name]).get("method", "supervised"),
-                "setting": name,
+                "setting": setting,
                 "class": row.cls,
                 "metric": row.metric,
                 "value": row.mean,
@@ -121,21 +155,26 @@ def rows_of(plan: Mapping[str, Any], name: str, runs: Sequence[Sequence[ScoreRow
 
 
 def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
-    """Write result.json and figure.svg of every arm whose seeds are all scored."""
+    """Write result.json and figure.svg of every arm whose seeds and folds are all scored."""
     scores: dict[str, list[list[ScoreRow]]] = {}
     minutes: dict[str, list[float]] = {}
-    for name in plan["arms"]:
-        runs = [workspace / "runs" / f"{name}-seed{s}" for s in plan["seeds"]]
-        files = [r / "predictions" / plan["cases"] / "scores" / "scores.csv" for r in runs]
-        if all(f.exists() for f in files):
-            scores[name] = [read_csv(f) for f in files]
-            minutes[name] = [read_json(r / "stage.json")["recorded"]["minutes"] for r in runs]
+    for setting, (name, kind) in settings(plan).items():
+        seeds = [list(runs_of(plan, workspace, name, s)) for s in plan["seeds"]]
+        files = [[predictions(plan, r, kind) / "scores" / "scores.csv" for r in runs] for runs in seeds]
+        if all(f.exists() for same in files for f in same):
+            scores[setting] = [[row for f in same for row in read_csv(f)] for same in files]
+            minutes[name] = [
+                round(sum(read_json(r / "stage.json")["recorded"]["minutes"] for r in runs), 2)
+                for runs in seeds
+            ]
     if not scores:
         sys.exit(f"{workspace}: no arm is scored for all of the seeds {plan['seeds']}")
-    missing = [a for a in plan["arms"] if a not in scores]
+    missing = [n for n in settings(plan) if n not in scores]
     mean = {name: over_seeds(runs) for name, runs in scores.items()}
-    pairs = [(a, b) for a, b in plan.get("pairs", {}).items() if a in mean and b in mean]
-    stage = read_json(workspace / "runs" / f"{next(iter(scores))}-seed{plan['seeds'][0]}" / "stage.json")
+    every = [(named(a, k), named(b, k)) for a, b in plan.get("pairs", {}).items() for k in checkpoints(plan)]
+    pairs = [(a, b) for a, b in every if a in mean and b in mean]
+    first, _ = settings(plan)[next(iter(scores))]
+    stage = read_json(next(iter(runs_of(plan, workspace, first, plan["seeds"][0]))) / "stage.json")
     result = {
         "command": f"python benchmarks/experiments/arms.py {folder.name}",
         "seed": list(plan["seeds"]),

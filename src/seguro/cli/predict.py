@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seguro.api.last import FOLDER as LAST
+from seguro.api.last import last_model
 from seguro.api.selection import CASES, cases_for, is_model, is_own, manifest_for, run_of
 from seguro.cli.pictures import FOLDER, write_pictures
 from seguro.cli.terminal import AsJson, DryRun, console, finish
@@ -116,6 +118,10 @@ def predict(
         typer.Option(help="A model in windows that does the most uncertain blocks of a pfseg model again."),
     ] = None,
     blocks: Annotated[int | None, typer.Option(min=1, help="Of --second: how many at most; 8.")] = None,
+    last: Annotated[
+        bool,
+        typer.Option("--last", help="A run's last update, not the one validation chose; NAME-last."),
+    ] = False,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,6 +149,8 @@ def predict(
     tasks = tasks_of(models, images, data=data, cases=cases, out=out, data_root=data_root)
     if second is not None and out is None:  # beside what the model predicted alone
         tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-second")) for t in tasks]
+    if last and out is None:
+        tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-{LAST}")) for t in tasks]
     for task in tasks:
         names = " + ".join(str(m) for m in task.models)
         count = "" if task.n is None else f"{task.n} case{'s' * (task.n != 1)}, "
@@ -158,6 +166,8 @@ def predict(
     from seguro.inference.predict import predict as run
     from seguro.inference.refine import BLOCKS
 
+    if last:
+        tasks = [replace(t, models=tuple(last_model(run_of(m) or m) for m in t.models)) for t in tasks]
     reports, warnings = [], Warnings()
     for task in tasks:
         bank = None
