@@ -10,10 +10,13 @@ from torch import Tensor
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import Classes
+from seguro.inference import whole
+from seguro.inference.refine import Refined
 from seguro.inference.tiling import planned_slabs, slab_axis
-from seguro.inference.whole import Tailed, refuse_low_resolution, slabs
+from seguro.inference.whole import refuse_low_resolution, slabs
 from seguro.methods.contract import Predictor, Support, Whole, Windows
 from seguro.networks.superres import SuperRes, Tail
+from seguro.networks.tail import by_planes
 
 CLASSES = Classes(names=("background", "a", "b"), values=((0,), (1,), (2,)))
 ROUNDING = 1e-5
@@ -29,11 +32,9 @@ class Small(Predictor):
         self.network = SuperRes(in_channels=1, classes=3, width=4, scale=scale, pools=pools)
         self.classes = CLASSES
         self.tiling = Whole(self.network.multiple)
-        self.whole_tails = 0
 
     @property
     def tail(self) -> Tail:
-        self.whole_tails += 1
         return self.network.segment.tail
 
     def trunk(self, x: Tensor) -> Tensor:
@@ -65,7 +66,6 @@ def test_with_gradients_the_volume_is_one_differentiable_pass(assemble):
     out = assemble(slabs(predictor, x, predictor.tiling, tail_limit=0), 0, 8)
     out[1, 0, 0, 0].backward()
     assert float(x.grad[0, -1, -1, -1].abs()) > 0  # the whole volume is in view
-    assert predictor.whole_tails == 0 or isinstance(predictor, Tailed)
     with torch.inference_mode():
         planes = assemble(slabs(predictor, x.detach(), predictor.tiling, tail_limit=0), 0, 8)
     assert torch.allclose(out.detach(), planes, rtol=0, atol=ROUNDING)
@@ -108,13 +108,14 @@ def test_whole_volumes_are_cut_along_the_axis_of_the_planes():
     [
         ((2.0, 1.0, 1.0), ""),
         ((2.0, 1.9, 1.0), ""),
-        ((2.0, 1.0, 2.0), "along x"),
-        ((4.0, 2.0, 2.0), "along y"),
+        ((2.0, 1.0, 2.0), ""),
+        ((4.0, 2.0, 2.0), "2 x 2 mm along y, x"),
+        ((2.0, 2.0, 3.0), "2 x 3 mm along y, x"),
         ((9.0, 1.0, 1.0), ""),
     ],
     ids=str,
 )
-def test_an_image_of_low_resolution_is_refused(spacing, refused):
+def test_an_image_of_low_resolution_is_refused(spacing, refused, fake):
     one = SimpleNamespace(high=1.0)
     seen = SimpleNamespace(spacing=(SimpleNamespace(high=2.0), one, one))
     predictor = Small((1, 2, 2))
@@ -122,5 +123,31 @@ def test_an_image_of_low_resolution_is_refused(spacing, refused):
     if not refused:
         refuse_low_resolution(predictor, spacing, plan)
         return
-    with pytest.raises(DataError, match=f"{refused}.*full-resolution image is required"):
-        refuse_low_resolution(predictor, spacing, plan)
+    second = fake(Windows((4, 4, 4)), lambda x: x)
+    for model in (predictor, Refined(predictor, second, blocks=1)):
+        with pytest.raises(DataError, match=f"{refused}.*full-resolution image is required"):
+            refuse_low_resolution(model, spacing, plan)
+    refuse_low_resolution(second, spacing, plan)
+
+
+def test_thick_slices_are_no_low_resolution():
+    """What lies in them is as fine as ever."""
+    seen = SimpleNamespace(spacing=(SimpleNamespace(high=1.0),) * 3)
+    plan = SimpleNamespace(spacing=(1.0, 1.0, 1.0), unit="mm", fingerprint=seen)
+    refuse_low_resolution(Small(), (5.0, 0.8, 0.8), plan)
+    with pytest.raises(DataError, match="5 x 2 x 2 mm along z, y, x"):
+        refuse_low_resolution(Small(), (5.0, 2.0, 2.0), plan)
+
+
+@torch.inference_mode()
+def test_a_large_tail_is_run_by_planes_below_a_second_model_too(fake, monkeypatch):
+    second = fake(Windows((4, 4, 4)), lambda x: x.expand(-1, 3, -1, -1, -1))
+    model, x = Refined(Small().eval(), second, blocks=2), volume((9, 31, 32))[None]
+    once = model(x)
+    depths = []
+    monkeypatch.setattr(whole, "tail_bytes", lambda tail, features: whole.TAIL_BYTES + 1)
+    monkeypatch.setattr(
+        whole, "by_planes", lambda tail, f: (depths.append(b.shape[2]) or b for b in by_planes(tail, f))
+    )
+    assert torch.allclose(model(x), once, rtol=0, atol=ROUNDING)
+    assert len(depths) > 1

@@ -21,6 +21,7 @@ from seguro.core.types import Three
 from seguro.engine.model import Model
 from seguro.inference.decision import probabilities
 from seguro.inference.sliding import padded, window_starts
+from seguro.inference.whole import slabs
 from seguro.methods.contract import Predictor, Support, Whole, Windows
 
 BLOCKS = 8
@@ -47,8 +48,11 @@ class Refined(Predictor):
         super().__init__()
         if not isinstance(fine.tiling, Windows):
             raise ConfigError("blocks are refined by a model that works in windows; this one does not")
+        if not isinstance(coarse.tiling, Whole):
+            raise ConfigError("blocks of whole-volume predictions are refined; this model does not make such")
         self.coarse = coarse
         self.fine = fine
+        self._whole = coarse.tiling
         self.blocks = blocks
         self.size = fine.tiling.size
         self.classes = coarse.classes
@@ -56,7 +60,15 @@ class Refined(Predictor):
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, n, Z, Y, X) of x (N, C, Z, Y, X)."""
-        return torch.stack([self._refined(image, self.coarse(image[None])[0]) for image in x])
+        return torch.stack([self._refined(image, self._coarse(image)) for image in x])
+
+    def _coarse(self, image: Tensor) -> Tensor:
+        """Return the coarse logits (n, Z, Y, X) of image (C, Z, Y, X), a tail in parts where it is large."""
+        if torch.is_grad_enabled():
+            return self.coarse(image[None])[0]  # type: ignore[no-any-return]
+        return torch.cat(
+            [part for _, _, part in slabs(self.coarse, image, self._whole, device=image.device)], 1
+        )
 
     def _refined(self, image: Tensor, logits: Tensor) -> Tensor:
         """Return the refined logits (n, Z, Y, X) of image (C, Z, Y, X)."""

@@ -6,7 +6,7 @@ would need much memory they are run a few planes at a time, with the same result
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Protocol, runtime_checkable
 
@@ -95,29 +95,40 @@ def slabs(
 def refuse_low_resolution(predictor: Predictor, spacing: ThreeF, plan: Plan) -> None:
     """Refuse an image that has no more detail than the network's own low resolution.
 
-    Such a network lowers the resolution itself and takes its guidance from the full one.
+    Such a network lowers the resolution itself and takes its guidance from the full one. Thick slices alone
+    are not refused, since what lies in them is finer; novelty flags say that they are unlike the training.
 
     Args:
-        predictor: any; only those with a tail are particular.
+        predictor: any; only those with a tail, alone or inside of another, are particular.
         spacing: (z, y, x) of the image, in the plan's unit.
         plan: of the model.
 
     Raises:
-        DataError: voxels as large as those of the low resolution, and larger than in any training case.
+        DataError: along every lowered axis, voxels as large as those of the low resolution and larger than in
+            any training case.
     """
-    if not isinstance(predictor, Tailed):
+    inner = next((m for m in predictor.modules() if isinstance(m, Predictor) and isinstance(m, Tailed)), None)
+    if inner is None:
         return
-    seen = plan.fingerprint.spacing
-    for axis, name in enumerate("zyx"):
-        scale = scale_of(predictor.tail)[axis]
-        low = scale * plan.spacing[axis]
-        if scale > 1 and spacing[axis] >= low * (1 - SAME) and spacing[axis] > seen[axis].high * (1 + SAME):
-            raise DataError(
-                f"the image has {spacing[axis]:.4g} {plan.unit} voxels along {name}, no finer than the "
-                f"model's own low resolution of {low:.4g} (it was trained at {plan.spacing[axis]:.4g}): the "
-                "full-resolution image is required, since guidance is cut from it; give that one, or use a "
-                "model trained on such images"
-            )
+    scale, seen = scale_of(inner.tail), plan.fingerprint.spacing
+    lowered = [axis for axis in range(3) if scale[axis] > 1]
+    low = [scale[axis] * plan.spacing[axis] for axis in lowered]
+    coarse = [
+        spacing[axis] >= size * (1 - SAME) and spacing[axis] > seen[axis].high * (1 + SAME)
+        for axis, size in zip(lowered, low, strict=True)
+    ]
+    if coarse and all(coarse):
+        raise DataError(
+            f"the image has voxels of {_sizes(spacing[axis] for axis in lowered)} {plan.unit} along "
+            f"{', '.join('zyx'[axis] for axis in lowered)}, no finer than the model's own low resolution of "
+            f"{_sizes(low)} (it was trained at {_sizes(plan.spacing[axis] for axis in lowered)}): the "
+            "full-resolution image is required, since guidance is cut from it; give that one, or use a "
+            "model trained on such images"
+        )
+
+
+def _sizes(lengths: Iterable[float]) -> str:
+    return " x ".join(f"{length:.4g}" for length in lengths)
 
 
 def _tailed(predictor: Tailed, image: Tensor, autocast: Autocast, limit: int) -> Iterator[Tensor]:
