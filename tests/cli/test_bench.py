@@ -118,12 +118,29 @@ def test_predict_with_a_second_model(runs, capsys, tmp_path):
     [
         (["nothing", "RUN"], "known are pfseg"),
         (["pfseg", "RUN", "--with", "OTHER"], "trained on"),
-        (["pfseg", "RUN", "--overlaps", "a"], "numbers with commas"),
+        (["pfseg", "RUN", "--overlaps", "a"], "--overlaps a: expected numbers from 0"),
+        (["pfseg", "RUN", "--with", "WINDOWS", "--overlaps", "0,1"], "to below 1"),
+        (["pfseg", "RUN", "--overlaps", "0"], "no run works in windows"),
+        (["pfseg", "RUN", "--blocks", "8"], "give that too"),
+        (["pfseg", "RUN", "--second", "WINDOWS", "--blocks", "2.5"], "whole numbers from 1"),
+        (["pfseg", "RUN", "--second", "WINDOWS", "--blocks", "0"], "whole numbers from 1"),
+        (["pfseg", "RUN", "--with", "WINDOWS", "--with", "AGAIN"], "two systems are called windows"),
     ],
-    ids=["bench", "another fold", "overlap"],
+    ids=[
+        "bench",
+        "another fold",
+        "overlap",
+        "full overlap",
+        "no windows",
+        "no second",
+        "part of a block",
+        "no block",
+        "same name",
+    ],
 )
 def test_what_cannot_be_compared_is_refused(runs, capsys, arguments, message):
-    paths = {"RUN": str(runs["whole"]), "OTHER": str(runs["other"])}
+    paths = {"RUN": str(runs["whole"]), "OTHER": str(runs["other"]), "WINDOWS": str(runs["windows"])}
+    paths["AGAIN"] = str(runs["windows"].parent / ".." / "runs" / "windows")
     assert main(["bench", *(paths.get(a, a) for a in arguments)]) == 1
     assert message in " ".join(capsys.readouterr().err.split())
 

@@ -44,7 +44,9 @@ def bench(
     second: Annotated[
         Path | None, typer.Option(help="Model in windows that does uncertain blocks of RUN again.")
     ] = None,
-    blocks: Annotated[str, typer.Option(help="Of --second: how many, one or several with commas.")] = "8",
+    blocks: Annotated[
+        str | None, typer.Option(help="Of --second: how many, one or several with commas; 8.")
+    ] = None,
     controls: Annotated[
         bool, typer.Option("--controls", help="Also with guidance zeroed, and taken from another case.")
     ] = False,
@@ -66,17 +68,17 @@ def bench(
 
     if what not in BENCHES:
         raise ConfigError(f"no bench {what!r}; known are {', '.join(BENCHES)}")
+    if blocks is not None and second is None:
+        raise ConfigError(f"--blocks {blocks}: it says how much --second does again; give that too")
+    counts, shares = counts_of(blocks), overlaps_of(overlaps)
     text = console(as_json)
     task = tasks_of([run], [], data=None, cases=cases, out=None, data_root=data_root)[0]
     target = out or run / "bench"
     ids = [item.id for item in task.inputs]
     for other in [run, *(others or []), *([second] if second else [])]:
         refuse_trained(other, ids)
-    systems = list(
-        systems_of(
-            run, others or [], _numbers(overlaps), second, [int(b) for b in _numbers(blocks)], controls
-        )
-    )
+    systems = list(systems_of(run, others or [], shares, second, counts, controls))
+    refuse_alike([s.name for s in systems])
     if dry_run:
         for system in systems:
             text.print(f"would measure {escape(system.name)} on {len(ids)} cases", markup=False)
@@ -112,10 +114,12 @@ def systems_of(
     from seguro.inference.bench import System
     from seguro.methods.contract import Whole
 
-    for path in (run, *others):
-        model = load_model(path)
+    tilings = {path: load_model(path).predictor.tiling for path in (run, *others)}
+    if overlaps and all(isinstance(tiling, Whole) for tiling in tilings.values()):
+        raise ConfigError("--overlaps: no run works in windows; name one with --with")
+    for path, tiling in tilings.items():
         yield System(path.name, path)
-        if not isinstance(model.predictor.tiling, Whole):
+        if not isinstance(tiling, Whole):
             for overlap in overlaps:
                 yield System(f"{path.name}, overlap {overlap:g}", path, overlap=overlap)
     if second is not None:
@@ -124,6 +128,16 @@ def systems_of(
     if controls:
         yield System(f"{run.name}, guidance zeroed", run, guidance="zeroed")
         yield System(f"{run.name}, guidance of another case", run, guidance="exchanged")
+
+
+def refuse_alike(names: Sequence[str]) -> None:
+    """Refuse systems that share a name, since their labels would share a folder."""
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ConfigError(
+            f"two systems are called {twice[0]}: systems are named after the folders of their runs, so give "
+            "each run, overlap and number of blocks once, and rename a run whose name another one has"
+        )
 
 
 def refuse_trained(run: Path, ids: Sequence[str]) -> None:
@@ -234,8 +248,30 @@ def table(rows: Sequence[dict[str, Any]], *, clock: str) -> Table:
     return out
 
 
-def _numbers(text: str) -> list[float]:
+def counts_of(text: str | None) -> list[int]:
+    """Return --blocks as whole numbers from 1; the default number when not given."""
+    from seguro.inference.refine import BLOCKS
+
+    if text is None:
+        return [BLOCKS]
+    words = _words(text)
+    if not words or not all(w.isdecimal() and int(w) for w in words):
+        raise ConfigError(f"--blocks {text}: expected whole numbers from 1 with commas, such as 4,8")
+    return [int(w) for w in words]
+
+
+def overlaps_of(text: str) -> list[float]:
+    """Return --overlaps as numbers from 0 to below 1."""
     try:
-        return [float(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise ConfigError(f"{text!r}: expected numbers with commas, such as 0,0.25") from error
+        found = [float(w) for w in _words(text)]
+    except ValueError:
+        found = [-1.0]
+    if not all(0 <= f < 1 for f in found):
+        raise ConfigError(
+            f"--overlaps {text}: expected numbers from 0 to below 1 with commas, such as 0,0.25"
+        )
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]
