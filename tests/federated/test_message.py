@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from seguro.core.errors import DataError
-from seguro.federated import message
+from seguro.federated import message, tensors
 from seguro.federated.message import MAGIC, Task, Update
 
 ARRAYS = {
@@ -75,6 +75,55 @@ DATA = message.to_bytes(UPDATE)
 def test_other_bytes_are_refused(data):
     with pytest.raises(DataError):
         message.update_from(data)
+
+
+def file(**changed) -> bytes:
+    """A safetensors file of one array, whose entry in the head has other fields."""
+    entry = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]} | changed
+    text = json.dumps({"w": {k: v for k, v in entry.items() if v is not None}}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(24)
+
+
+def test_arrays_are_a_safetensors_file_that_others_read_and_write():
+    from safetensors.numpy import load, save
+
+    ours = load(b"".join(tensors.packed(ARRAYS)))
+    theirs = tensors.unpacked(memoryview(save(ARRAYS)))
+    for found in (ours, theirs):
+        assert set(found) == set(ARRAYS)
+        assert all(np.array_equal(found[k], v) and found[k].shape == v.shape for k, v in ARRAYS.items())
+    assert tensors.unpacked(memoryview(save({}))) == {}
+    empty = tensors.unpacked(memoryview(b"".join(tensors.packed({"none": np.zeros((0, 3), np.float32)}))))
+    assert empty["none"].shape == (0, 3)
+
+
+def test_arrays_that_do_not_lie_evenly_are_whole():
+    mixed = {"a": np.array([1, 2, 3], np.int8), "b": np.array([0.5, -1.0], np.float64)}
+    found = tensors.unpacked(memoryview(b"".join(tensors.packed(mixed))))
+    assert all(found[k].flags.aligned and np.array_equal(found[k], v) for k, v in mixed.items())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(file()[:-1], id="cut"),
+        pytest.param(file() + b"x", id="longer"),
+        pytest.param((1 << 40).to_bytes(8, "little") + b"{}", id="endless-head"),
+        pytest.param((2).to_bytes(8, "little") + b"[]", id="head-is-a-list"),
+        pytest.param(file(dtype="F128"), id="unknown-type"),
+        pytest.param(file(dtype=["F32"]), id="type-is-a-list"),
+        pytest.param(file(shape=[-2, -3]), id="negative-shape"),
+        pytest.param(file(shape=[6.0]), id="shape-of-floats"),
+        pytest.param(file(shape=[1 << 40, 1 << 40]), id="enormous-shape"),
+        pytest.param(file(data_offsets=[4, 28]), id="a-hole"),
+        pytest.param(file(data_offsets=[-24, 0]), id="before-the-start"),
+        pytest.param(file(data_offsets=None), id="no-offsets"),
+    ],
+)
+def test_a_file_of_arrays_that_is_none_is_refused(data):
+    with pytest.raises(ValueError, match=r"array|head"):
+        tensors.unpacked(memoryview(data))
 
 
 def test_arrays_of_objects_do_not_travel():

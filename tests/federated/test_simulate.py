@@ -19,6 +19,7 @@ from seguro.federated.simulate import simulate
 from seguro.federated.site import Site
 from seguro.federated.worker import Worker
 
+BARE = {"label": None, "masks": (), "annotated": (), "split": "unlabelled"}
 AGREE = 1e-6
 """Between the simulator and sites in processes of their own: the same sums in the same order."""
 
@@ -41,6 +42,7 @@ def hashes(folder) -> list[str]:
     return [e["sha256"] for e in record.lines(folder)]
 
 
+@pytest.mark.slow
 def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(sites, federation, tmp_path):
     for run, seed in (("same1", 0), ("same2", 0), ("other", 1)):
         simulate(federation("ab", run=run, seed=seed), sites(), tmp_path / run)
@@ -232,6 +234,23 @@ def test_an_unlabelled_site_and_one_with_other_classes_take_part(federation, tmp
     assert "dice" not in scores["metrics"]["bare"] and scores["score"] is not None
     assert set(scores["metrics"]["part"]) >= {"dice", "dice.organ1"}
     assert "dice.organ2" not in scores["metrics"]["part"]
+
+
+def test_a_site_with_one_kind_of_cases_is_told_what_a_method_of_both_needs(
+    sites, federation, folders, tmp_path
+):
+    """It sits out, with the reason in the log; the site with both kinds trains on."""
+    found = sites("ab")
+    found["bare"] = bare = Site("bare", folders["c"], tmp_path / "bare")
+    stripped = [c.model_copy(update=BARE) for c in bare.manifest().cases]
+    bare._manifest = bare.manifest().model_copy(update={"cases": tuple(stripped), "classes": None})
+    run = federation(found, run="kinds", method="mean-teacher", rounds=1, updates=1)
+    simulate(run, found, tmp_path / "run")
+    line = record.lines(tmp_path / "run")[0]
+    assert line["took_part"] == ["b"] and not line["rejected"]
+    assert "site a has no unlabelled training case" in line["missing"]["a"]
+    assert "site bare has no labelled training case" in line["missing"]["bare"]
+    assert "--method roam" in line["missing"]["bare"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import save as pack
 from torch import Tensor
 
 from seguro.core.errors import DataError, RunError
-from seguro.core.files import read_checked, read_json, sha256_file, write_bytes, write_json
+from seguro.core.files import read_checked, read_json, write_bytes, write_json
 
 KEEP = 2
 """Checkpoints kept besides the best."""
@@ -32,10 +33,11 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint, *, best: int | None, keep: int = KEEP) -> None:
     """Write the checkpoint and remove old ones, except the newest `keep` and the one of update `best`."""
     stem = folder / f"update-{checkpoint.update:08d}"
-    write_bytes(stem.with_suffix(".safetensors"), packed(checkpoint.tensors))
+    data = packed(checkpoint.tensors)
+    write_bytes(stem.with_suffix(".safetensors"), data)
     facts = {
         "update": checkpoint.update,
-        "sha256": sha256_file(stem.with_suffix(".safetensors")),
+        "sha256": hashlib.sha256(data).hexdigest(),
         **checkpoint.facts,
     }
     write_json(stem.with_suffix(".json"), facts)

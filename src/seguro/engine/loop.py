@@ -293,14 +293,19 @@ class Loop:
                 "lower the learning rate (--set learning_rate=...) or check these cases"
             )
 
-    def save(self) -> None:
-        """Write a checkpoint of everything (rank 0), gathered over ranks where ranks differ."""
+    def save(self, *, keep: Callable[[str], bool] = lambda name: True) -> None:
+        """Write a checkpoint of everything (rank 0), gathered over ranks where ranks differ.
+
+        Args:
+            keep: whether to write a tensor, by its name; whoever resumes must have the others.
+        """
         tensors: dict[str, Tensor] = {f"modules.{k}": v for k, v in self.method.modules.state_dict().items()}
         tensors |= {f"averaged.{k}": v for k, v in self.run.averaged.state_dict().items()}
         for name, optim in self.run.optims.items():
             tensors |= checkpoints.optimiser_tensors(f"optimiser.{name}", optim.optimiser)
         for rank, state in enumerate(self.runtime.gather(self.method.state())):
             tensors |= {f"state.{rank}.{k}": v for k, v in state.items()}
+        tensors = {k: v for k, v in tensors.items() if keep(k)}
         if self.runtime.rank == 0:
             facts = {
                 "world": self.run.world,

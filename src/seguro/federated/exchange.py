@@ -39,7 +39,14 @@ def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: C
         bare = name.removeprefix(AVERAGED)
         target = own if bare == name else means
         if bare not in keep:
-            target[bare].copy_(torch.from_numpy(np.array(array)))
+            _fill(target[bare], array)
+
+
+def _fill(tensor: Tensor, array: NDArray[Any]) -> None:
+    if tensor.device.type == "cpu":
+        np.copyto(tensor.numpy(), array)  # received arrays are read-only, which torch would not take
+    else:
+        tensor.copy_(torch.from_numpy(np.array(array)))
 
 
 def deployable(method: Method, averaged: nn.ModuleDict) -> nn.ModuleDict:

@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -17,7 +16,8 @@ from seguro.core.errors import DataError
 from seguro.federated.fleet import Answer
 from seguro.federated.message import Action
 
-RECORD, ARRAY = "seguro", "message"
+RECORD, ARRAY, KIND = "seguro", "message", "seguro"
+"""Of the one array that a Flower message of ours holds: where it lies, and how its bytes are to be read."""
 TYPES: Mapping[Action, str] = {"join": "query", "agree": "query", "train": "train", "evaluate": "evaluate"}
 """Our actions as Flower's message types."""
 CLIENT_RAISED = 2
@@ -31,7 +31,7 @@ Client = Callable[[Message, Context], Message]
 
 def wrapped(data: bytes) -> RecordDict:
     """Return the bytes as the content of a Flower message: one array of bytes, nothing beside it."""
-    return RecordDict({RECORD: ArrayRecord({ARRAY: Array(np.frombuffer(data, np.uint8))})})
+    return RecordDict({RECORD: ArrayRecord({ARRAY: Array("uint8", (len(data),), KIND, data)})})
 
 
 def unwrapped(content: RecordDict) -> bytes:
@@ -43,10 +43,10 @@ def unwrapped(content: RecordDict) -> bytes:
     records = content.array_records
     if set(content) != {RECORD} or set(records) != {RECORD} or set(records[RECORD]) != {ARRAY}:
         raise DataError(f"a Flower message with records {sorted(content)}, expected one of seguro")
-    array = records[RECORD][ARRAY].numpy()
-    if array.dtype != np.uint8 or array.ndim != 1:
-        raise DataError(f"a Flower message with a {array.dtype} array of {array.ndim} dimensions; refused")
-    return array.tobytes()
+    array = records[RECORD][ARRAY]
+    if array.stype != KIND:
+        raise DataError(f"a Flower message with bytes of kind {array.stype!r}, expected {KIND!r}; refused")
+    return array.data
 
 
 class GridFleet:

@@ -23,6 +23,7 @@ from seguro.data import superpixels
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
+from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.model import save_model
@@ -34,6 +35,9 @@ from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get
 from seguro.methods.contract import Method
 from seguro.networks import build
+
+WEIGHTS = ("modules", "averaged")
+"""How the names of weights in a checkpoint begin; other names are of optimisers and of the method's state."""
 
 
 class Spec(Record):
@@ -196,7 +200,7 @@ class Training:
         )
         last = [u for u in checkpoints.updates(loop.checkpoints) if start is None or u <= start]
         if last:
-            loop.resume(checkpoints.load(loop.checkpoints, last[-1]))
+            loop.resume(_completed(checkpoints.load(loop.checkpoints, last[-1]), loop))
         self._loop = loop
         return loop
 
@@ -221,8 +225,7 @@ class Training:
 
     def _train(self, loop: Loop, task: Task) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """Do the round's updates; return what travels and the numbers that go with it."""
-        if not len(loop.cases):
-            raise Refusal(f"no case here that method {self.spec.method} can learn from")
+        self._refuse_without_cases(loop)
         losses: list[float] = []
 
         def collect(values: Mapping[str, Tensor]) -> None:
@@ -243,9 +246,35 @@ class Training:
         if losses and not np.isfinite(losses).any():
             raise Refusal("no update of the round had a finite loss")
         arrays = self._coded(exchange.outgoing(loop.method, loop.run.averaged), task)
-        loop.save()
+        loop.save(keep=self._stays(loop))
         told = {"updates": float(self.spec.updates)}
         return arrays, {**told, "loss": float(np.nanmean(losses))} if losses else told
+
+    def _stays(self, loop: Loop) -> Callable[[str], bool]:
+        """Return which tensors must be on disk after a round: those that do not come with the next task."""
+        coming = frozenset(loop.method.shared())
+        if self.spec.personal == "norm":
+            coming -= exchange.norms(loop.method)
+
+        def stays(name: str) -> bool:
+            kind, _, rest = name.partition(".")
+            return rest not in coming if kind in WEIGHTS else self.spec.optimiser == "keep"
+
+        return stays
+
+    def _refuse_without_cases(self, loop: Loop) -> None:
+        """Refuse to train without the cases that the method cannot do without."""
+        method, needs = self.spec.method, loop.method.needs
+        if not len(loop.cases):
+            raise Refusal(f"no case here that method {method} can learn from")
+        kinds = {"labelled": loop.cases.labelled, "unlabelled": loop.cases.unlabelled}
+        lacking = [kind for kind, there in kinds.items() if not there]
+        if lacking and needs.labels == "some" and needs.unlabelled == "needed":
+            raise Refusal(
+                f"site {self.site} has no {lacking[0]} training case, and method {method} learns from "
+                "labelled and unlabelled ones together: add some there, leave the site out, or take "
+                "--method roam, which learns from either kind"
+            )
 
     def _coded(self, new: Arrays, task: Task) -> dict[str, NDArray[Any]]:
         """Return the arrays as they travel: clipped where the run is private, coded where it says so.
@@ -281,6 +310,13 @@ def seen_by(method: Method, folder: Path, cases: Sequence[Case], plan: Plan) -> 
     if needs.regions is not None:
         superpixels.compute(out, needs.regions, axis=plan.slice_axis)
     return out
+
+
+def _completed(found: Checkpoint, loop: Loop) -> Checkpoint:
+    """Return the checkpoint with the weights as they are now where it has none: they come with the task."""
+    states = (loop.method.modules.state_dict(), loop.run.averaged.state_dict())
+    now = {f"{kind}.{k}": v for kind, state in zip(WEIGHTS, states, strict=True) for k, v in state.items()}
+    return replace(found, tensors={**now, **found.tensors})
 
 
 def _round(path: Path) -> int:

@@ -14,12 +14,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load as parse
 
 from seguro.core.errors import ConfigError, DataError
+from seguro.federated.tensors import packed, unpacked
 
 Arrays = Mapping[str, NDArray[Any]]
 """Arrays by name: those of `Method.shared()`, and with the prefix AVERAGED their moving averages."""
@@ -30,18 +28,6 @@ evaluate: scores of these weights on the site's own validation cases."""
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
 MAX_HEAD_BYTES = 1 << 22
-_KINDS = {
-    "<f2": "F16",
-    "<f4": "F32",
-    "<f8": "F64",
-    "|i1": "I8",
-    "|u1": "U8",
-    "|b1": "BOOL",
-    "<i2": "I16",
-    "<i4": "I32",
-    "<i8": "I64",
-}
-"""numpy's types and those of safetensors."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """Of a run: it is the name of a folder at every site, and must not lead out of another."""
 METRICS = (
@@ -122,7 +108,8 @@ def to_bytes(message: Task | Update) -> bytes:
     text = json.dumps(
         {"kind": type(message).__name__, **head}, sort_keys=True, separators=(",", ":"), allow_nan=False
     ).encode()
-    return b"".join([MAGIC, len(text).to_bytes(8, "little"), text, *_packed(message.arrays)])
+    text += b" " * (-len(text) % 8)  # so that numbers lie where processors like them
+    return b"".join([MAGIC, len(text).to_bytes(8, "little"), text, *packed(message.arrays)])
 
 
 def task_from(data: bytes) -> Task:
@@ -162,27 +149,6 @@ def payload_bytes(arrays: Arrays) -> int:
     return sum(int(a.nbytes) for a in arrays.values())
 
 
-def _packed(arrays: Arrays) -> list[Any]:
-    """Return the parts of a safetensors file with the arrays in the order of their names; none is copied."""
-    head: dict[str, Any] = {}
-    parts: list[Any] = []
-    at = 0
-    for name, array in sorted(arrays.items()):
-        value = np.ascontiguousarray(array)
-        if value.dtype.str not in _KINDS:
-            raise DataError(f"{name}: arrays of {value.dtype} do not travel, known are {sorted(_KINDS)}")
-        head[name] = {
-            "dtype": _KINDS[value.dtype.str],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + value.nbytes],
-        }
-        at += value.nbytes
-        parts.append(value.reshape(-1).view(np.uint8).data)
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, *parts]
-
-
 def _parsed(data: bytes, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     start = len(MAGIC) + 8
     if not data.startswith(MAGIC) or len(data) < start:
@@ -192,8 +158,8 @@ def _parsed(data: bytes, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[A
         raise DataError(f"a message with a head of {end - start} bytes, at most {MAX_HEAD_BYTES}; refused")
     try:
         head = json.loads(data[start:end])
-        arrays = parse(data[end:])
-    except (ValueError, RecursionError, SafetensorError) as error:
+        arrays = unpacked(memoryview(data)[end:])
+    except (ValueError, RecursionError) as error:
         raise DataError(f"a damaged message of {len(data)} bytes ({error}); refused") from error
     if not isinstance(head, dict) or head.pop("kind", None) != kind:
         raise DataError(f"a message that is no {kind}; refused")
