@@ -149,14 +149,14 @@ def corrected(z: int, n: int = 20) -> tuple[Support, Support]:
 
 
 FAR, NEAR = slice(8, None), slice(2, 5)
-"""Of slice 3, by the default reach of a twentieth of 20 slices."""
+"""Of slice 3, by a reach of a twentieth of 20 slices."""
 
 
 def test_a_corrected_slice_says_nothing_of_slices_far_from_it(predictor):
     """Presence and logits there are as without it; near it the class that it shows is looked for."""
     before, after = corrected(3)
     query = scan(20, seed=5)[0][None]
-    model = predictor(prior="fraction")
+    model = predictor(prior="fraction", reach=0.05)
     old, new = model.presence(query, before)[0], model.presence(query, after)[0]
     torch.testing.assert_close(new[:, FAR], old[:, FAR], rtol=0, atol=1e-4)
     assert (old[1, NEAR] == 0).all() and new[1, 3] > 0.4

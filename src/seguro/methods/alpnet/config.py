@@ -87,7 +87,7 @@ class AlpnetConfig(Record):
     volume, or nothing, so that every class is looked for everywhere."""
     margin: float = Field(0.03, ge=0, le=1)
     """Of a class beyond the slices that show it, as a share of the support's scan."""
-    reach: float = Field(0.05, gt=0, le=1)
+    reach: float = Field(0.1, gt=0, le=1)
     """How far from its annotated slices a shot speaks where another is annotated nearer, as a share of its
     scan: of presence by a Gaussian of this width, of looks up to this much farther than the nearest shot."""
     position_weight: float = Field(0.0, ge=0)
