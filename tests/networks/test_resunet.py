@@ -7,12 +7,11 @@ import torch
 from torch import nn
 
 from seguro.core.errors import ConfigError
-from seguro.networks.resolution import unshuffled
+from seguro.networks.resolution import shuffled, unshuffled
 from seguro.networks.resunet import (
     Decomposed,
     LowResolution,
     ResUNet,
-    depth_to_space,
     resunet_from_plan,
 )
 
@@ -35,7 +34,7 @@ def test_decomposition_loses_nothing(scale):
     assert low.shape == (2, 3 * torch.Size(scale).numel(), *[2] * len(scale))
     first = (0, 1, *[0] * len(scale))
     assert low[0, low.shape[1] // 3][first[2:]] == x[first]  # channels of an image channel lie together
-    assert torch.equal(depth_to_space(low, scale), x)
+    assert torch.equal(shuffled(low, scale), x)
 
 
 def test_decomposed_and_low_resolution_identities():

@@ -63,6 +63,14 @@ def unshuffled(x: Tensor, scale: Three) -> Tensor:
     return parts.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(n, c * product(scale), z, y, w)
 
 
+def shuffled(x: Tensor, scale: Three) -> Tensor:
+    """Return x (N, C * product(scale), Z, Y, X) as (N, C, *(size * scale)): undoes `unshuffled`."""
+    n, c = x.shape[:2]
+    z, y, w = x.shape[2:]
+    parts = x.reshape(n, c // product(scale), *scale, z, y, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return parts.reshape(n, c // product(scale), z * scale[0], y * scale[1], w * scale[2])
+
+
 def raised(x: Tensor, scale: Three) -> Tensor:
     """Return x (N, C, Z, Y, X) at scale times its size, trilinearly; edges of the field of view coincide."""
     size = [n * s for n, s in zip(x.shape[2:], scale, strict=True)]

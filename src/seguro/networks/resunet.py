@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.networks.blocks import pad_to_multiple
-from seguro.networks.resolution import lowered, product, raised, unshuffled
+from seguro.networks.resolution import lowered, product, raised, shuffled, unshuffled
 from seguro.networks.superres import Encoder, ResConv, Up
 
 DEPTH = 4
@@ -92,15 +92,7 @@ class Decomposed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits of the size of `x`."""
         x, undo = pad_to_multiple(x, self.scale)
-        return depth_to_space(self.network(unshuffled(x, self.scale)), self.scale)[undo]
-
-
-def depth_to_space(x: Tensor, scale: Sequence[int]) -> Tensor:
-    """Return x (N, C * product(scale), Z, Y, X) as (N, C, Z * sz, Y * sy, X * sx): undoes `unshuffled`."""
-    n, _, depth, height, width = x.shape
-    a, b, d = scale
-    y = x.reshape(n, -1, a, b, d, depth, height, width).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return y.reshape(n, -1, depth * a, height * b, width * d)
+        return shuffled(self.network(unshuffled(x, self.scale)), self.scale)[undo]
 
 
 def resunet_from_plan(

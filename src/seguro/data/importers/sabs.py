@@ -33,8 +33,6 @@ LABELS = {
     12: "right adrenal gland",
     13: "left adrenal gland",
 }
-EVALUATED = (1, 2, 3, 6)
-"""Classes that SSL-ALPNet is tested on."""
 N_SCANS = 30
 _NUMBER = re.compile(r"(\d+)\D*$")
 
