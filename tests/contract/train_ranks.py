@@ -25,29 +25,27 @@ from seguro.networks import build
 
 def main(name: str, workspace: Path, out: Path, until: int) -> None:
     torch.set_num_threads(1)
-    runtime = Runtime("cpu")
-    manifest = manifests.load(workspace / "check" / "manifest.json")
-    plan = planner.load(workspace / "plan" / "plan.json")
-    store = workspace / "store" / plan.preprocessing_hash
-    kind = get(name)
-    torch.manual_seed(derive(0, "init"))
-    method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
-    train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
-    hide, regions = kind.needs.labels == "none", method.needs.regions
-    cases = Cases(store, train, plan.classes, hide_labels=hide, regions=regions)
-    if regions and runtime.rank == 0:
-        compute(cases, regions, axis=plan.slice_axis)
-    runtime.barrier()
-    watched = kind.needs.segments and kind.needs.monitor
-    validate = dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
-    limits = Limits(updates=4, validations=2)
-    loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
-    if until < 4:
-        loop.progress = lambda p: loop._stop.set() if p.update == until else None
-    with suppress(Stopped):
-        loop.fit()
-    runtime.barrier()  # a rank that leaves while the other still sends makes gloo abort
-    runtime.close()
+    with Runtime("cpu") as runtime:
+        manifest = manifests.load(workspace / "check" / "manifest.json")
+        plan = planner.load(workspace / "plan" / "plan.json")
+        store = workspace / "store" / plan.preprocessing_hash
+        kind = get(name)
+        torch.manual_seed(derive(0, "init"))
+        method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
+        train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
+        hide, regions = kind.needs.labels == "none", method.needs.regions
+        cases = Cases(store, train, plan.classes, hide_labels=hide, regions=regions)
+        if regions and runtime.rank == 0:
+            compute(cases, regions, axis=plan.slice_axis)
+        runtime.barrier()
+        watched = kind.needs.segments and kind.needs.monitor
+        validate = dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
+        limits = Limits(updates=4, validations=2)
+        loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
+        if until < 4:
+            loop.progress = lambda p: loop._stop.set() if p.update == until else None
+        with suppress(Stopped):
+            loop.fit()
 
 
 if __name__ == "__main__":

@@ -6,30 +6,40 @@ forwards before one step, for gradients of gradients and for `autograd.grad`.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, Literal, get_args
+from itertools import count
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from seguro.core.errors import ConfigError
+from seguro.engine.signals import Stopped
 
 Precision = Literal["32", "bf16-mixed", "16-mixed"]
 TIMEOUT = timedelta(hours=24)
 """How long a rank waits for the others: rank 0 may prepare a large data set first.
 
 torchrun ends all when one dies."""
+FAREWELL = timedelta(minutes=1)
+"""How long a rank that is done waits for the others before it leaves."""
+_GROUPS = count()
+"""Numbers the groups of a process, the same on every rank: the store of torchrun outlives them."""
 
 
 class Runtime:
     """One process's place among all: rank, world, device, precision.
 
     Started by torchrun (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) it joins the
-    group with NCCL on GPUs and gloo on CPUs; otherwise it is alone.
+    group with NCCL on GPUs and gloo on CPUs; otherwise it is alone. As a context it leaves the group at the
+    end: together with the others, or at once after an error.
     """
 
     def __init__(self, device: str = "auto", precision: Precision = "32") -> None:
@@ -38,11 +48,20 @@ class Runtime:
         self.device = _device(device)
         self.precision: Precision = "32"
         self.use(precision)
-        self._owner = False
+        self._store: dist.Store | None = None
+        """By which the ranks of a group that this object made take leave."""
         if self.world > 1 and not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT)
-            self._owner = True
+            store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+            number = next(_GROUPS)
+            self._store = dist.PrefixStore(f"farewell{number}", store)
+            group = dist.PrefixStore(f"group{number}", store)
+            dist.init_process_group(
+                backend, store=group, rank=self.rank, world_size=self.world, timeout=TIMEOUT
+            )
+            # gloo's threads hold tensors; one that drops its last tensor while Python shuts down aborts
+            # the process ("terminate called without an active exception")
+            atexit.register(self.leave)
 
     def use(self, precision: str) -> None:
         """Compute at `precision` from here on.
@@ -66,9 +85,43 @@ class Runtime:
         return "bf16-mixed" if gpu and torch.cuda.is_bf16_supported() else "32"
 
     def close(self) -> None:
-        """Leave the group."""
-        if self._owner and dist.is_initialized():
+        """Leave the group once every rank is here, so that none is cut off in its last exchange.
+
+        Waits at most `FAREWELL` for ranks that may never come.
+        """
+        if self._store is not None and dist.is_initialized():
+            with suppress(RuntimeError):  # of the store: others are late or gone, nobody is left to wait for
+                self._meet(self._store)
+        self.leave()
+
+    def _meet(self, store: dist.Store) -> None:
+        """Wait for all ranks by way of the store, which rank 0 may hold and so closes last."""
+        store.set(f"done/{self.rank}", "")
+        store.wait([f"done/{r}" for r in range(self.world)], FAREWELL)
+        if self.rank:
+            store.set(f"gone/{self.rank}", "")
+        else:
+            store.wait([f"gone/{r}" for r in range(1, self.world)], FAREWELL)
+
+    def leave(self) -> None:
+        """Leave the group at once; ends its threads."""
+        if self._store is None:
+            return
+        if dist.is_initialized():
             dist.destroy_process_group()
+        self._store = None
+        atexit.unregister(self.leave)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None or issubclass(kind, Stopped):
+            self.close()
+        else:
+            self.leave()
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context of forward passes at this precision."""
