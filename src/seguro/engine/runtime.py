@@ -18,6 +18,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from seguro.core.errors import ConfigError
@@ -48,14 +49,14 @@ class Runtime:
         self.device = _device(device)
         self.precision: Precision = "32"
         self.use(precision)
-        self._store: dist.Store | None = None
+        self._store: Store | None = None
         """By which the ranks of a group that this object made take leave."""
         if self.world > 1 and not dist.is_initialized():
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
             number = next(_GROUPS)
-            self._store = dist.PrefixStore(f"farewell{number}", store)
-            group = dist.PrefixStore(f"group{number}", store)
+            self._store = PrefixStore(f"farewell{number}", store)
+            group = PrefixStore(f"group{number}", store)
             dist.init_process_group(
                 backend, store=group, rank=self.rank, world_size=self.world, timeout=TIMEOUT
             )
@@ -94,7 +95,7 @@ class Runtime:
                 self._meet(self._store)
         self.leave()
 
-    def _meet(self, store: dist.Store) -> None:
+    def _meet(self, store: Store) -> None:
         """Wait for all ranks by way of the store, which rank 0 may hold and so closes last."""
         store.set(f"done/{self.rank}", "")
         store.wait([f"done/{r}" for r in range(self.world)], FAREWELL)
