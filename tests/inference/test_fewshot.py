@@ -12,12 +12,12 @@ from seguro.data.preprocess import to_planned
 from seguro.data.support import Bank, Shot
 from seguro.engine.model import load_model
 from seguro.inference import fewshot
-from seguro.inference.annotated import Annotated
+from seguro.inference.annotated import Annotated, few_flags
 from seguro.inference.components import largest_components
 from seguro.inference.doubt import Doubt
 from seguro.inference.ensemble import Ensemble
 from seguro.inference.snap import SMALL, Snapped
-from seguro.methods.contract import Bound, Whole
+from seguro.methods.contract import Bound, Slices, Whole
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +173,19 @@ def test_snapping_draws_probabilities_to_the_superpixel_mean(fake):
             Snapped(plain, weight)
 
 
+def test_snapping_of_a_slice_wise_predictor_sees_the_slice_whatever_its_axis(fake):
+    torch.manual_seed(0)
+    image = torch.rand(2, 1, 1, 32, 32)
+    image[..., 16:] += 100.0
+    noise = torch.randn(2, 3, 1, 32, 32)
+    how = SMALL.model_copy(update={"min_size": 200, "unit": "px", "foreground": 0.5})
+    for axis in (0, 2):
+        sliced = fake(Slices(axis, (32, 32)), lambda x: noise)
+        found = Snapped(sliced, 1.0, axis=axis, how=how)(image).softmax(1)
+        bright = noise.softmax(1)[..., 16:].mean((3, 4), keepdim=True)
+        torch.testing.assert_close(found[..., 16:], bright.expand_as(found[..., 16:]), atol=1e-5, rtol=0)
+
+
 def test_snapping_keeps_gradients(fake):
     weight = torch.ones(1, requires_grad=True)
     predictor = Snapped(fake(Whole((1, 1, 1)), lambda x: x.expand(-1, 3, -1, -1, -1) * weight), 0.5)
@@ -265,6 +278,28 @@ def test_a_support_unlike_the_training_data_is_said(model, bank):
     odd = Bank("x", bank.classes, (Shot(shot.image, shot.label, far), shot), ("x",))
     lines = fewshot.support_flags(odd, model.plan)
     assert lines and all(line.startswith("support 1: ") for line in lines)
+
+
+def test_few_labelled_slices_of_a_scan_that_counts_as_annotated_throughout_are_said(model, bank):
+    shot = bank.shots[0]
+
+    def told(shown, annotated):
+        label = np.full_like(shot.label, IGNORE)
+        label[annotated] = 0
+        label[shown, 5:9, 5:9] = 1
+        some = Bank("x", bank.classes, (Shot(shot.image, label, shot.grid),), ("x",))
+        return few_flags(some, 0)
+
+    every, n = list(range(len(shot.label))), len(shot.label)
+    (line,) = told([3, 4, 5], every)
+    assert line.startswith(f"support 1: all its {n} slices count as annotated, a class is on 3")
+    assert told([3, 4, 5], [3, 4, 5]) == told(every, every) == told(every[:6], every) == []
+    warnings = Warnings()
+    label = np.zeros_like(shot.label)
+    label[4, 5:9, 5:9] = 1
+    some = Bank("x", bank.classes, (Shot(shot.image, label, shot.grid),), ("x",))
+    Annotated(some, [fewshot.bind(model, some)], warnings)
+    assert any("--support-slices labelled" in w for w in warnings.lines())
 
 
 def test_a_class_much_larger_than_in_the_support_is_flagged(model, bank):

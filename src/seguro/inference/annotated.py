@@ -14,6 +14,8 @@ from seguro.inference.fewshot import annotated_here, cycle_dice, quality_flags, 
 
 SIZE_FACTOR = 3.0
 """How many times larger or smaller than in the support a class may be unflagged."""
+FEW = 5
+"""Labelled slices up to which a scan that counts as annotated throughout is asked about."""
 
 
 class Annotated:
@@ -32,6 +34,8 @@ class Annotated:
         for model in models:
             for line in support_flags(bank, model.plan):
                 warnings.add(line)
+        for line in few_flags(bank, self._axis):
+            warnings.add(line)
 
     def settle(
         self, volume: Volume, label: NDArray[np.unsignedinteger]
@@ -85,3 +89,21 @@ class Annotated:
         """Return the canonical slices of a case that the support annotates."""
         here = annotated_here(self._bank, volume)
         return [] if here is None else annotated_slices(here, self._axis)
+
+
+def few_flags(bank: Bank, axis: int) -> list[str]:
+    """Return a sentence for each scan that counts as annotated throughout though few slices show a class.
+
+    Where only those were annotated, the others would wrongly teach that the class is not there.
+    """
+    out = []
+    plane = tuple(a for a in range(3) if a != axis)
+    for i, shot in enumerate(bank.shots, start=1):
+        n = shot.label.shape[axis]
+        shows = int(((shot.label > 0) & (shot.label != IGNORE)).any(axis=plane).sum())
+        if (shot.label != IGNORE).all() and shows <= min(FEW, n - 1):
+            out.append(
+                f"support {i}: all its {n} slices count as annotated, a class is on {shows}; "
+                "if only these were annotated, give --support-slices labelled"
+            )
+    return out

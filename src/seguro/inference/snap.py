@@ -7,7 +7,7 @@ from torch import Tensor
 
 from seguro.core.errors import ConfigError
 from seguro.data.superpixels import Superpixels, superpixels
-from seguro.methods.contract import Predictor, Support
+from seguro.methods.contract import Predictor, Slices, Support
 
 SMALL = Superpixels(min_size=0.0006, unit="share")
 """Superpixels finer than those of training: they are to follow edges, not to be organs (39 px of 256x256)."""
@@ -19,12 +19,13 @@ class Snapped(Predictor):
 
     Within each superpixel of the input, p becomes (1 - weight) p + weight mean(p); outside all superpixels it
     stays. Few-shot logits come from features several pixels wide, the image knows the edge better. Gradients
-    pass through the probabilities, not through where superpixels lie.
+    pass through the probabilities, not through where superpixels lie. A predictor that works in windows or
+    slices is given one at a time, so that each has superpixels of its own.
 
     Args:
         predictor: of exclusive classes.
         weight: 0 leaves everything as it is, 1 makes each superpixel of one class.
-        axis: canonical axis that slices are cut along.
+        axis: canonical axis that slices are cut along; what a slice-wise predictor is given is cut already.
         how: superpixels of one volume; its first axis counts.
 
     Raises:
@@ -44,7 +45,8 @@ class Snapped(Predictor):
         self.predictor = predictor
         self.classes = predictor.classes
         self.tiling = predictor.tiling
-        self._weight, self._axis, self._how = weight, axis, how
+        self._weight, self._how = weight, how
+        self._axis = 0 if isinstance(predictor.tiling, Slices) else axis  # slices come as (N, C, 1, A, B)
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, n, Z, Y, X) of x (N, C, Z, Y, X)."""
