@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from seguro.federated import exchange, record
 from seguro.federated.simulate import simulate
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation
-from seguro.methods import get
+from seguro.methods import TABLE, get
 
 pytest.importorskip("flwr")
 
@@ -31,6 +33,16 @@ def site(name: str, setting, folder, part: int, *, mixes: bool) -> Site:
     return Site(name, folder / name, folder / name)
 
 
+def rows() -> list[Any]:
+    """Every method in the fewest dimensions it works in; in the others too when slow tests are asked for."""
+    return [
+        pytest.param((name, dims), id=f"{name}-{dims}d", marks=[pytest.mark.slow] if i else [])
+        for name in TABLE
+        for i, dims in enumerate(sorted(get(name).needs.dims))
+    ]
+
+
+@pytest.mark.parametrize("row", rows(), indirect=True)
 def test_one_federated_round_moves_what_is_shared(row, tmp_path):
     name, setting = row
     kind = get(name)

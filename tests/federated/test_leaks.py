@@ -1,4 +1,7 @@
-"""What leaves a site in a run: weights and listed numbers; no voxel, no mask, no name, no path."""
+"""What leaves a site in a run: weights and listed numbers; no voxel, no mask, no name, no path.
+
+The run takes seconds; test_simulate has a quick one over all messages.
+"""
 
 import json
 from pathlib import Path
@@ -94,6 +97,7 @@ def images(site: Site):
         yield "label" in path.name, stored.reshape(stored.shape[-3:]) if stored.ndim > 3 else stored
 
 
+@pytest.mark.slow
 def test_no_row_of_an_image_or_a_mask_leaves(run):
     sites, _ = run
     looked = 0
@@ -112,6 +116,7 @@ def test_no_row_of_an_image_or_a_mask_leaves(run):
     assert looked > 5_000
 
 
+@pytest.mark.slow
 def test_a_row_that_does_leave_is_found(run):
     sites, _ = run
     site = sites["north"]
@@ -122,6 +127,7 @@ def test_a_row_that_does_leave_is_found(run):
     assert holds(b"xyz" + leak, pieces(volume))
 
 
+@pytest.mark.slow
 def test_only_the_arrays_of_the_model_leave(run):
     sites, folder = run
     model = json.loads((folder / "federation.json").read_text())["arrays_bytes"]
@@ -138,6 +144,7 @@ def test_only_the_arrays_of_the_model_leave(run):
         assert sum(map(len, site.gate.sent)) < ROUNDS * model + 20_000
 
 
+@pytest.mark.slow
 def test_only_numbers_on_the_list_leave(run):
     sites, _ = run
     names = {n for site in sites.values() for data in site.gate.sent for n in update_from(data).metrics}
@@ -145,6 +152,7 @@ def test_only_numbers_on_the_list_leave(run):
     assert {"loss", "n_cases"} <= names
 
 
+@pytest.mark.slow
 def test_no_name_and_no_path_is_anywhere_but_at_its_site(run, tmp_path):
     sites, folder = run
     words = {b"Mustermann", b"Klinik", b".nii", str(folder.parent).encode()}
@@ -162,6 +170,7 @@ def test_no_name_and_no_path_is_anywhere_but_at_its_site(run, tmp_path):
     )  # it could be found
 
 
+@pytest.mark.slow
 def test_the_audit_log_has_every_message_with_its_hash(run):
     import hashlib
 
@@ -175,6 +184,7 @@ def test_the_audit_log_has_every_message_with_its_hash(run):
         assert len(first["arrays"]) == len(update_from(site.gate.sent[lines.index(first) // 2]).arrays)
 
 
+@pytest.mark.slow
 def test_a_policy_stops_a_run_before_its_first_round(run, tmp_path):
     site = run[0]["north"]
     strict = Site(
@@ -192,13 +202,14 @@ def test_a_policy_stops_a_run_before_its_first_round(run, tmp_path):
 
 
 @pytest.mark.parametrize("run_name", ["../../outside", "/etc", "a/b", "", ".hidden", "x" * 65])
-def test_a_run_cannot_be_named_to_write_elsewhere(run, run_name):
+def test_a_run_cannot_be_named_to_write_elsewhere(sites, run_name):
     from seguro.core.errors import DataError
 
     with pytest.raises(DataError, match="whose name is none"):
-        run[0]["north"].answer(to_bytes(Task(run_name, 0, "join")))
+        sites("a")["a"].answer(to_bytes(Task(run_name, 0, "join")))
 
 
+@pytest.mark.slow
 def test_what_a_site_refuses_to_send_is_told_and_noted(run, tmp_path):
     site = run[0]["north"]
     quiet = Site(

@@ -332,6 +332,7 @@ startup.reach(pathlib.Path(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_from_another_network_only_the_proxy_is_there(tmp_path):
     """A second network namespace stands for a hospital: of the server it sees one port."""
     name, here, there = (

@@ -42,16 +42,57 @@ def hashes(folder) -> list[str]:
     return [e["sha256"] for e in record.lines(folder)]
 
 
-@pytest.mark.slow
-def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(sites, federation, tmp_path):
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(n, sites, federation, tmp_path):
     for run, seed in (("same1", 0), ("same2", 0), ("other", 1)):
-        simulate(federation("ab", run=run, seed=seed), sites(), tmp_path / run)
+        told = federation("ab", run=f"{run}-{n}", seed=seed, rounds=n, updates=n)
+        simulate(told, sites(), tmp_path / run)
     a, b, c = (hashes(tmp_path / run) for run in ("same1", "same2", "other"))
     assert a == b and a != c
     weights = [(tmp_path / r / "model" / "weights.safetensors").read_bytes() for r in ("same1", "same2")]
     assert weights[0] == weights[1]
 
 
+class Forgetful:
+    """A gate at which its site forgets what it has in memory whenever a task comes in."""
+
+    site: Site
+
+    def admit(self, task, data):
+        self.site._training = None
+
+    def release(self, update, data):
+        pass
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        pytest.param({}, id="fedavg"),
+        pytest.param({"personal": "norm"}, marks=pytest.mark.slow, id="fedbn"),
+        pytest.param({"optimiser": "reset"}, marks=pytest.mark.slow, id="reset"),
+    ],
+)
+def test_a_site_goes_on_from_its_disk_as_from_its_memory(strategy, sites, federation, tmp_path, request):
+    """Only what no task brings is on its disk: the optimiser, what the method keeps, personal layers."""
+    case = request.node.callspec.id
+    for run in ("memory", "disk"):
+        found = sites("ab")
+        if run == "disk":
+            found["a"].gate = Forgetful()
+            found["a"].gate.site = found["a"]
+        told = federation("ab", run=f"{run}-{case}", updates=1, strategy=strategy)
+        simulate(told, found, tmp_path / run)
+    assert hashes(tmp_path / "disk") == hashes(tmp_path / "memory")
+    states = found["a"].workspace / "federated"
+    size = {run: sum(p.stat().st_size for p in (states / f"{run}-{case}").rglob("update-*2.safetensors"))
+            for run in ("memory", "disk")}  # fmt: skip
+    assert size["disk"] == size["memory"]
+    model = record.lines(tmp_path / "disk")[0]["bytes_down"]["a"]
+    assert size["disk"] < (0.1 if "optimiser" in strategy else 1.2) * model
+
+
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_as_if_it_was_not(sites, federation, tmp_path, monkeypatch):
     """Server and sites start anew from their disks; a round that a site had done already is done again."""
     simulate(federation("ab", run="whole", rounds=3), sites(), tmp_path / "whole")
@@ -183,7 +224,7 @@ def test_fedbn_keeps_a_sites_normalization_and_shares_the_rest(sites, federation
     assert {k for k in kept if not torch.equal(kept[k], ours[k])} == norms
 
 
-@pytest.mark.parametrize("keep", ["keep", "reset"])
+@pytest.mark.parametrize("keep", ["keep", pytest.param("reset", marks=pytest.mark.slow)])
 def test_a_sites_optimiser_goes_on_or_begins_anew(keep, sites, federation, tmp_path):
     found = sites()
     run = federation("ab", run=f"optimiser-{keep}", strategy={"optimiser": keep})
@@ -193,7 +234,7 @@ def test_a_sites_optimiser_goes_on_or_begins_anew(keep, sites, federation, tmp_p
     assert steps == ({4} if keep == "keep" else {2})
 
 
-@pytest.mark.parametrize("coding", ["fp16", "int8"])
+@pytest.mark.parametrize("coding", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_coded_updates_are_smaller_and_give_nearly_the_same_weights(coding, sites, federation, tmp_path):
     simulate(federation("ab", run=f"plain-{coding}"), sites(), tmp_path / "plain")
     simulate(
