@@ -212,11 +212,11 @@ def simulate(
     settled = federation(options, list(found))
     with locked(folder):
         run(settled, found, folder, processes=options.processes, say=say)
-        _told(folder, settled, found)
+        told(folder, settled, found)
     return folder
 
 
-def _told(folder: Path, settled: Federation, sites: Mapping[str, Site]) -> None:
+def told(folder: Path, settled: Federation, sites: Mapping[str, Site]) -> None:
     """Write what other commands read of a run: its options, and the cases that were held out anywhere."""
     facts = settled.model_dump(mode="json")
     write_text(folder / "config.yaml", yaml.safe_dump(facts, sort_keys=False))
@@ -251,4 +251,13 @@ def foretell(
         return foretold(federation(options, list(found)), found, Path(temporary) / "store")
 
 
-__all__ = ["FederateOptions", "federation", "foretell", "options_in", "run_folder", "simulate", "sites_of"]
+__all__ = [
+    "FederateOptions",
+    "federation",
+    "foretell",
+    "options_in",
+    "run_folder",
+    "simulate",
+    "sites_of",
+    "told",
+]
