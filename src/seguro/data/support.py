@@ -89,7 +89,7 @@ def add(root: Path, shot: Shot, classes: Classes, *, parent: str | None = None) 
         parent: entry that it follows; None begins a chain.
 
     Raises:
-        ConfigError: other classes or channels than the chain's.
+        ConfigError: other classes than the chain's.
         DataError: no such parent, or a damaged one.
     """
     if parent is not None:

@@ -95,6 +95,14 @@ def test_each_step_of_the_ablation_adds_what_it_says(made, batch_of, preset, par
     assert (method.network.guide is not None) is (preset == "paper")
 
 
+def test_without_crops_the_guided_loss_alone_asks_for_no_second_decoder(made, batch_of):
+    none = {"restoration_weight": 0.0, "target_weight": 0.0, "similarity_weight": 0.0}
+    method, run = made(guidance="none", **none)
+    assert "restorer" not in method.modules
+    assert list(method.update(batch_of(), run)) == ["loss", "cross_entropy", "dice"]
+    assert "restorer" in made(**none)[0].modules
+
+
 def test_several_channels_and_classes_with_gaps_in_what_is_known(made, plan_of):
     """Three organs, two channels; the second sample was not looked through for the third."""
     organs = Classes(names=("background", "a", "b", "c"), values=((0,), (1,), (2,), (3,)))

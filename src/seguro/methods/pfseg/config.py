@@ -102,10 +102,9 @@ class PfsegConfig(Record):
 
     @property
     def restores(self) -> bool:
-        """Whether there is a second decoder."""
-        return (
-            max(self.restoration_weight, self.guided_weight, self.target_weight, self.similarity_weight) > 0
-        )
+        """Whether there is a second decoder; the guided loss needs crops."""
+        guided = 0.0 if self.guidance == "none" else self.guided_weight
+        return max(self.restoration_weight, guided, self.target_weight, self.similarity_weight) > 0
 
 
 WITHOUT: dict[str, Any] = {
