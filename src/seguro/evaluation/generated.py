@@ -35,7 +35,8 @@ def descriptors(images: Images) -> NDArray[np.float64]:
     n, c = images.shape[:2]
     planes = np.asarray(images, np.float64).reshape(n * c, *images.shape[2:])
     rows = np.stack([_descriptor(plane) for plane in planes]) if len(planes) else np.zeros((0, 32))
-    return rows.reshape(n, c, -1).mean(1)
+    out: NDArray[np.float64] = rows.reshape(n, c, -1).mean(1)
+    return out
 
 
 def _descriptor(plane: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -117,7 +118,9 @@ class Recognizer:
 
     def domains(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the number of the likeliest domain of each row (N, d)."""
-        return np.argmax(rows / self.scale @ self.weight.T + self.bias, axis=1)
+        scores = rows / self.scale @ self.weight.T + self.bias
+        found: NDArray[np.int64] = scores.argmax(1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,8 @@ def audit(made: Images, train: Images, held_out: Images) -> Audit:
     empty = [name for name, n in counts.items() if n == 0]
     if empty:
         raise DataError(f"an audit needs made, training and held-out images; none are {', '.join(empty)}")
-    distances = [float(np.median(nearest(images, train))) for images in (made, held_out)]
-    return Audit(*distances, len(made), len(held_out), len(train))
+    of_made, of_held_out = (float(np.median(nearest(images, train))) for images in (made, held_out))
+    return Audit(of_made, of_held_out, len(made), len(held_out), len(train))
 
 
 def nearest(images: Images, among: Images) -> NDArray[np.float64]:
@@ -166,4 +169,5 @@ def nearest(images: Images, among: Images) -> NDArray[np.float64]:
         rows = flat[0][start : start + BLOCK]
         squares = (rows**2).sum(1, keepdims=True) + norms - 2 * rows @ flat[1].T
         out.append(squares.min(1))
-    return np.sqrt(np.maximum(np.concatenate(out), 0) / flat[0].shape[1])
+    distance: NDArray[np.float64] = np.sqrt(np.maximum(np.concatenate(out), 0) / flat[0].shape[1])
+    return distance

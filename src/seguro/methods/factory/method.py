@@ -110,7 +110,8 @@ class Factory:
         return self._turn_of_generator(y, turn, run)
 
     def _turn_of_discriminator(self, image: Tensor, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
-        c, logged = self.config, {}
+        c = self.config
+        logged: dict[str, Tensor] = {}
         regularizes = turn % c.r1_every == 0 and c.r1 > 0
         if regularizes:
             real = image.detach().requires_grad_(True)
@@ -131,7 +132,8 @@ class Factory:
         return logged | ({"augment": self._adaptive.p} if c.augment else {})
 
     def _turn_of_generator(self, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
-        c, logged = self.config, {}
+        c = self.config
+        logged: dict[str, Tensor] = {}
         regularizes = turn % c.path_every == 0 and c.path > 0
         if regularizes:
             lengths = self._path_lengths(y[::2], run)  # half of the slots, whatever the ranks
