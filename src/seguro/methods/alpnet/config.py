@@ -85,7 +85,7 @@ class AlpnetConfig(Record):
     prior: Literal["aligned", "fraction", "none"] = "aligned"
     """What a slice's height in the support's scan is taken from: features of whole slices, its share of the
     volume, or nothing, so that every class is looked for everywhere."""
-    margin: float = Field(0.03, ge=0, le=1)
+    margin: float = Field(0.0, ge=0, le=1)
     """Of a class beyond the slices that show it, as a share of the support's scan."""
     reach: float = Field(0.1, gt=0, le=1)
     """How far from its annotated slices a shot speaks where another is annotated nearer, as a share of its
