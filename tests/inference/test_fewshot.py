@@ -97,6 +97,16 @@ def test_the_api_predicts_corrects_and_undoes(few_shot_run, bank, query, phantom
         segmenter.predict(query)
 
 
+def test_the_api_says_what_makes_a_result_doubtful(few_shot_run, bank, query):
+    segmenter = seguro.load(few_shot_run)
+    noise = np.random.default_rng(0).normal(100, 30, query.array.shape).astype(np.float32)
+    found = segmenter.predict(Volume(noise, query.grid, query.source), support=bank)
+    assert any("low quality" in note or "nothing found" in note for note in found.notes)
+    shot = bank.shots[0]
+    own = segmenter.predict(Volume(shot.image, shot.grid, query.source), support=bank)
+    assert not any("nothing found" in note for note in own.notes)
+
+
 def test_the_cycle_check_leads_back_from_the_support_itself(model, bank):
     bound = fewshot.bind(model, bank)
     shot = bank.shots[0]

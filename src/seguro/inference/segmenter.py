@@ -43,6 +43,9 @@ class Segmenter:
     ) -> Volume:
         """Return the label (Z, Y, X) of file values on the image's own grid.
 
+        With a support its `notes` say what makes the result doubtful: a support unlike the training data, and
+        classes that were not found or do not lead back to it.
+
         Args:
             image: a volume, a file, or one file per channel. Save the result with
                 `seguro.data.formats.write_label(path, label.array, label.source)`.
@@ -58,8 +61,10 @@ class Segmenter:
             return Volume(self._ensemble.label(image), image.grid, image.source)
         bound = [bind(m, support) for m in self.models]
         label = Ensemble(bound, device=self._device).label(image)
-        label, _, _ = Annotated(support, bound, Warnings()).settle(image, label)
-        return Volume(label, image.grid, image.source)
+        warnings = Warnings()
+        seen = Annotated(support, bound, warnings)
+        label, _, cycle = seen.settle(image, label)
+        return Volume(label, image.grid, image.source, notes=(*warnings.lines(), *seen.flags(cycle, None)))
 
     def support(
         self,
