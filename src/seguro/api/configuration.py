@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from seguro.api.labelled import Labelled
 from seguro.core.errors import ConfigError
 from seguro.core.settings import merge
+
+if TYPE_CHECKING:
+    from seguro.data.planner import PlanOptions
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,29 @@ def default_network(method: str) -> str:
     return str(field.default) if field else ""
 
 
+def plan_fields(method: str) -> dict[str, Any]:
+    """Return the plan's options in which a method leaves no choice."""
+    from seguro.methods import get
+
+    needs = get(method).needs
+    fields: dict[str, Any] = {"dims": needs.dims[0]} if len(needs.dims) == 1 else {}
+    return {**fields, "full_resolution": True} if needs.whole else fields
+
+
+def planned_for(method: str, workspace: Path, given: PlanOptions | None) -> PlanOptions | None:
+    """Return the plan's options: where there is no plan yet, what was not given is as the method needs it."""
+    from seguro.data.planner import PlanOptions
+
+    if (workspace / "plan" / "plan.json").exists():
+        return given
+    chosen = {} if given is None else given.model_dump(exclude_unset=True)
+    return PlanOptions.model_validate({**plan_fields(method), **chosen})
+
+
 def configure(options: TrainOptions, *, gpu: bool, sites: Sequence[str] = ()) -> tuple[str, Any]:
     """Return the preset used and the method's resolved config: defaults < preset < network < settings.
+
+    What a method `inherits` from the run it starts from (`init`) lies between preset and settings.
 
     Args:
         options: as given.
@@ -82,7 +106,7 @@ def configure(options: TrainOptions, *, gpu: bool, sites: Sequence[str] = ()) ->
         fields = merge(fields, {"network": options.network})
         if not same:
             fields.pop("network_options", None)
-    fields = merge(fields, options.settings or {})
+    fields = merge({**fields, **_inherited(kind.Config, options.init)}, options.settings or {})
     if "domains" in kind.Config.model_fields and not fields.get("domains"):
         fields = merge(fields, {"domains": sorted(set(sites))})
     try:
@@ -90,3 +114,15 @@ def configure(options: TrainOptions, *, gpu: bool, sites: Sequence[str] = ()) ->
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
         raise ConfigError(f"settings of method {options.method}:\n  " + "\n  ".join(lines)) from error
+
+
+def _inherited(config: Any, init: Path | None) -> dict[str, Any]:
+    """Return the fields of the run `init` that a method with `inherits` in its config starts from."""
+    names = getattr(config, "inherits", ())
+    if init is None or not names:
+        return {}
+    from seguro.core.files import read_json
+    from seguro.engine.model import model_folder
+
+    found = read_json(model_folder(init) / "model.json")["config"]
+    return {name: found[name] for name in names if name in found}

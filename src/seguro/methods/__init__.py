@@ -20,6 +20,8 @@ TABLE: dict[str, str] = {
     "bcp": "seguro.methods.semi.bcp:BCP",
     "alpnet": "seguro.methods.alpnet.method:Alpnet",
     "factory": "seguro.methods.factory.method:Factory",
+    "adapt": "seguro.methods.adapt.method:Adapt",
+    "restyle": "seguro.methods.restyle.method:Restyle",
 }
 """Name -> module:class; imported only when asked for."""
 

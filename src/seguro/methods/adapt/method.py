@@ -101,13 +101,18 @@ class Adapt:
             self.modules["target"].load_state_dict(self.modules["source"].state_dict())
         own = [p for p in encoder.parameters() if p.requires_grad]
         learns = "source" if c.stage == "source" else "target"
-        kind = torch.optim.RAdam if c.optimiser == "radam" else torch.optim.Adam
-        averages = ({}, {}) if c.average is None else ({"encoder": c.average}, {learns: c.average})
+        optimiser: torch.optim.Optimizer
+        if c.optimiser == "radam":
+            optimiser = torch.optim.RAdam(own, c.learning_rate, betas=BETAS)
+        else:
+            optimiser = torch.optim.Adam(own, c.learning_rate, betas=BETAS)
+        average = {} if c.average is None else {"encoder": c.average}
+        average_branch = {} if c.average is None else {learns: c.average}
         schedule = Schedule(c.schedule)
         branch = torch.optim.Adam(self.modules[learns].parameters(), c.branch_rate)
         return {
-            "encoder": Optim(kind(own, c.learning_rate, betas=BETAS), schedule, averages[0], c.clip),
-            "branch": Optim(branch, schedule, averages[1], c.clip),
+            "encoder": Optim(optimiser, schedule, average, c.clip),
+            "branch": Optim(branch, schedule, average_branch, c.clip),
         }
 
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Shown:

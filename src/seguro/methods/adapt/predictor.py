@@ -80,20 +80,12 @@ class AdaptPredictor(Predictor):
             return inter
         return ensemble(self._read(image, TARGET, TARGET), inter, self.config.inter_weight, self.classes)
 
-    def translated(self, image: Tensor, domain: int, wanted: int) -> Tensor:
-        """Return images (N, C, size, size) of `domain` painted in the look of `wanted`."""
-        one = torch.ones(len(image), dtype=torch.long, device=image.device)
-        painted: Tensor = paint(self._parts(), self.config, image, one * domain, one * wanted)[0]
-        return painted
-
     def _read(self, image: Tensor, domain: int, wanted: int) -> Tensor:
         one = torch.ones(len(image), dtype=torch.long, device=image.device)
-        maps = paint(self._parts(), self.config, image, one * domain, one * wanted)[1]
+        parts = {name: self.get_submodule(name) for name in ("generator", "encoder")}
+        maps = paint(parts, self.config, image, one * domain, one * wanted)[1]
         branch = self.get_submodule("source" if wanted == SOURCE else "target")
         return branch(maps)  # type: ignore[no-any-return]
-
-    def _parts(self) -> dict[str, nn.Module]:
-        return {n: self.get_submodule(n) for n in ("generator", "encoder")}
 
 
 def ensemble(intra: Tensor, inter: Tensor, weight: float, classes: Classes) -> Tensor:

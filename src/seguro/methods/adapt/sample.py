@@ -127,4 +127,5 @@ def _small(label: NDArray[np.uint8] | None, frame: Frame) -> NDArray[np.uint8]:
     if label is None:
         return np.full((frame.size, frame.size), IGNORE, np.uint8)
     plane = torch.from_numpy(label.reshape(1, 1, frame.side, frame.side))
-    return F.interpolate(plane, (frame.size, frame.size), mode="nearest-exact")[0, 0].numpy()
+    small: NDArray[np.uint8] = F.interpolate(plane, (frame.size,) * 2, mode="nearest-exact")[0, 0].numpy()
+    return small

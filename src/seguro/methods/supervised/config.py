@@ -53,5 +53,21 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "small": {"network_options": {"width": 16}},
+    "strong": {
+        "network_options": {"width": 16},
+        "augment": {
+            "p_spatial": 0.8,
+            "rotate_deg": 30.0,
+            "scale": (0.7, 1.4),
+            "p_noise": 0.5,
+            "noise_sd": 0.5,
+            "p_blur": 0.5,
+            "blur_vox": (0.5, 2.0),
+            "p_intensity": 0.8,
+            "brightness": 0.8,
+            "contrast": (0.4, 1.8),
+            "gamma": (0.4, 2.5),
+        },
+    },
     "tiny": {"network_options": {"width": 4}, "augment": {"p_spatial": 0.2}, "average": 0.9},
 }

@@ -1,0 +1,111 @@
+"""Supervised learning on labelled patches that look like unlabelled ones: histogram matching and FDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from seguro.core.errors import ConfigError
+from seguro.data.appearance import fourier_adapted, histogram_matched
+from seguro.data.augment import draw, intensities, patch_of
+from seguro.data.plan import Plan
+from seguro.data.sampling import centre, crop, patch_size
+from seguro.data.store import Cases
+from seguro.losses import cross_entropy, soft_dice
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
+from seguro.methods.patches import Labelled, NetworkPredictor
+from seguro.methods.restyle.config import PRESETS, RestyleConfig
+
+
+class Restyle:
+    """Method `restyle`: the labels of one site under the look of another, whose cases have none."""
+
+    Config: ClassVar[type[RestyleConfig]] = RestyleConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
+    needs: ClassVar[Needs] = Needs(labels="some", unlabelled="needed")
+
+    def __init__(self, config: RestyleConfig, plan: Plan, build: Build) -> None:
+        self.config = config
+        self.plan = plan
+        network = build(
+            config.network,
+            in_channels=len(plan.channels),
+            classes=plan.classes.n,
+            plan=plan,
+            **config.network_options,
+        )
+        self.modules = nn.ModuleDict({"network": network})
+
+    def optimisers(self) -> dict[str, Optim]:
+        """Return the one optimizer, over all parameters of the network."""
+        c = self.config
+        parameters = [p for p in self.modules.parameters() if p.requires_grad]
+        optimiser = torch.optim.AdamW(parameters, c.learning_rate, weight_decay=c.weight_decay)
+        average = {} if c.average is None else {"network": c.average}
+        return {"main": Optim(optimiser, Schedule(c.schedule, warmup=c.warmup), average, c.clip)}
+
+    def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Labelled:
+        """Return a labelled patch in the look of a patch from a random unlabelled case, augmented.
+
+        Raises:
+            ConfigError: there is no labelled case, or no unlabelled one.
+        """
+        if not (cases.labelled and cases.unlabelled):
+            raise ConfigError(
+                f"{len(cases.labelled)} labelled and {len(cases.unlabelled)} unlabelled cases: this method "
+                "shows the labelled ones in the look of the unlabelled; it needs both wherever it trains"
+            )
+        c, plan = self.config, self.plan
+        case = cases[int(rng.choice(cases.labelled))]
+        patch = patch_size(plan.patch, plan.slice_axis)
+        middle = centre(case, patch, rng, p_foreground=c.p_foreground)
+        drawn = draw(
+            rng, c.augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
+        )
+        still = replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None)
+        image, label = patch_of(case, middle, patch, still)
+        if rng.random() < c.p_look:
+            other = cases[int(rng.choice(cases.unlabelled))]
+            seen, _ = crop(other, centre(other, patch, rng, p_foreground=0.0), patch)
+            image = self._look(image, seen)
+        return Labelled(
+            intensities(image, drawn).reshape(-1, *plan.patch),
+            cast(NDArray[np.uint8], label).reshape(plan.patch),  # the case is labelled
+            case.annotated,
+        )
+
+    def _look(self, image: NDArray[np.float32], seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self.config.look == "histogram":
+            return histogram_matched(image, seen)
+        return fourier_adapted(image, seen, self.config.share)
+
+    def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
+        """Do one step on Dice plus cross entropy."""
+        with run.autocast():
+            logits = self.modules["network"](batch.image)
+        args = (logits.float(), batch.label, batch.annotated, self.plan.classes)
+        loss = cross_entropy(*args) + soft_dice(*args)
+        run.backward(loss)
+        run.step("main")
+        return {"loss": loss.detach()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Nothing beyond modules and optimizer."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+    def predictor(self, modules: nn.ModuleDict) -> Predictor:
+        """Return the network with the plan's tiling."""
+        return NetworkPredictor(modules["network"], self.plan, overlap=self.config.overlap)
+
+    def shared(self) -> list[str]:
+        """Everything may leave a site."""
+        return list(self.modules.state_dict())
