@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 HEADINGS = {
     "Scans": ("check", "plan", "prepare"),
     "Learning": ("train",),
-    "Over many sites": ("federate",),
+    "Over many sites": ("federate", "generate", "adapt"),
     "Using a model": ("predict", "refine"),
     "Judging it": ("evaluate", "attack", "compare", "report"),
 }

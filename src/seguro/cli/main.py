@@ -19,6 +19,8 @@ COMMANDS = {
     "prepare": "Write the preprocessed cases that training reads.",
     "train": "Train a model; runs check, plan and prepare first where they are missing.",
     "federate": "Train one model over many sites whose data stay where they are.",
+    "generate": "Make synthetic labelled volumes of a site from a data factory and its label branch.",
+    "adapt": "Learn to segment a site without labels, from a data factory and a site that has them.",
     "predict": "Segment scans with one or more trained models.",
     "refine": "Predict again after a slice was corrected by hand, without training; can be undone.",
     "evaluate": "Score predictions against reference labels.",

@@ -30,6 +30,7 @@ TABLE: dict[str, tuple[str, str]] = {
         "seguro.data.importers.brats",
         "BraTS tumors: folder with a folder per case, a file per modality",
     ),
+    "mms": ("seguro.data.importers.mms", "M&Ms cardiac MR: folder with its CSV and CODE_sa.nii.gz, _sa_gt"),
     "liver": ("seguro.data.importers.liver", "Livers: folder of NIfTI images and labels, onto PFSeg's grid"),
 }
 """Name -> module, and what it takes."""

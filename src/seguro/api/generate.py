@@ -1,0 +1,271 @@
+"""Synthetic labelled volumes of a site, as a data set that may take the place of the site's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from seguro.api.workspace import Say, manifest_of, quiet, workspace_of
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_json, write_json, write_text
+from seguro.core.types import Classes, Manifest
+
+if TYPE_CHECKING:
+    from seguro.data.frame import Frame
+    from seguro.data.plan import Plan
+    from seguro.data.store import Cases
+    from seguro.engine.model import Model
+
+FACTS = "synthetic.json"
+FOLDERS = {"train": "Tr", "test": "Ts", "unlabelled": "Un"}
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What `generate` wrote."""
+
+    folder: Path
+    n_volumes: int
+    n_slices: int
+    """Of each volume."""
+    releasable: bool
+    """Whether the memorization audit was made and passed."""
+    reason: str
+    """Why not, or how near the made slices come."""
+
+
+def generate(
+    run: Path,
+    domain: str,
+    n_volumes: int,
+    out: Path,
+    *,
+    steps: int = 10,
+    seed: int = 0,
+    beside: Path | None = None,
+    device: str = "cpu",
+    say: Say = quiet,
+) -> Generated:
+    """Write synthetic volumes of a domain with the labels that the run's model gives them, as an MSD folder.
+
+    The run is one of method adapt that segments the domain: stage source for the labelled site. The set is
+    marked releasable only where the audit could be made (the run still lies in its workspace, and was
+    validated on cases of the domain) and was passed.
+
+    Args:
+        run: of method adapt.
+        domain: site whose slices are made; it becomes the site of the cases.
+        n_volumes: volumes, `synthetic_000` and so on.
+        out: folder to write; must not exist.
+        steps: slices from one of the generator's positions to the next.
+        seed: of the styles; the same seed gives the same volumes.
+        beside: a data folder (or workspace) whose cases are copied in under their own sites, as NIfTI, so
+            that `seguro adapt` finds source and target in one folder.
+        device: where the networks run.
+        say: takes lines for people.
+
+    Raises:
+        ConfigError: a run of another method, or a domain that its model does not segment.
+        DataError: `out` exists, or `beside` has other classes or channels.
+    """
+    from seguro.data.importers.building import whole
+    from seguro.engine.model import load_model
+
+    if n_volumes < 1 or steps < 1:
+        raise ConfigError(f"{n_volumes} volumes in {steps} steps: expected at least one of each")
+    model = load_model(run, device)
+    number = _number(model, domain)
+    predictor: Any = model.predictor
+    others = None if beside is None else _others(beside, model.plan)
+    with whole(out, model.folder) as folder:
+        made = _write(folder, model, domain, number, n_volumes, steps, seed)
+        rows = [f"synthetic_{i:03d},synthetic_{i:03d},{domain},train" for i in range(n_volumes)]
+        if others is not None:
+            rows += _copied(folder, others)
+        _describe(folder, model.plan, domain, n_volumes, others)
+        write_text(folder / "patients.csv", "\n".join(["id,patient,site,split", *rows]) + "\n")
+        facts = _audit(run, model, predictor.frame, domain, np.concatenate(made))
+        write_json(
+            folder / FACTS,
+            {"model": model.sha256, "domain": domain, "seed": seed, "steps": steps, "audit": facts}
+            | {"releasable": facts["passed"]},
+        )
+    say(f"audit: {facts['reason']}")
+    n_slices = len(made[0])
+    return Generated(out, n_volumes, n_slices, bool(facts["passed"]), str(facts["reason"]))
+
+
+def _number(model: Model, domain: str) -> int:
+    """Return the number of the domain; refuse one that the model does not segment."""
+    if model.method != "adapt":
+        raise ConfigError(
+            f"{model.folder}: made by method {model.method}; synthetic volumes are labelled by a model of "
+            "method adapt: seguro adapt DATA --from FACTORY --stage source"
+        )
+    names = list(model.config["domains"]) or ["any"]
+    if domain not in names:
+        raise ConfigError(f"--domain {domain}: the generator's domains are {', '.join(names)}")
+    learned = model.config["source" if model.config["stage"] == "source" else "target"]
+    if learned is None and len(names) > 1:
+        raise ConfigError(
+            f"{model.folder}: trained without naming its sites, so it is not known which domain it segments; "
+            "train it with --source and --target"
+        )
+    if learned is not None and learned != domain:
+        raise ConfigError(
+            f"--domain {domain}: the model segments {learned}, its labels of others are guesses"
+        )
+    return names.index(domain)
+
+
+def _write(
+    folder: Path, model: Model, domain: str, number: int, n: int, steps: int, seed: int
+) -> list[np.ndarray]:
+    """Write images and labels; returns the made slices (n, C, size, size) of each volume."""
+    from seguro.data.formats import write_label, write_scores
+    from seguro.data.formats.nifti import source_of
+    from seguro.inference.synthesis import as_read, placed, volumes
+
+    predictor: Any = model.predictor
+    made = []
+    for i, volume in enumerate(volumes(predictor, model.plan.classes, number, n, steps=steps, seed=seed)):
+        made.append(volume.image.swapaxes(0, 1))
+        lying, grid = placed(volume, predictor.frame, model.plan)
+        source, name = source_of(grid), f"synthetic_{i:03d}.nii.gz"
+        image = as_read(lying.image, predictor.frame, model.plan)
+        write_scores(folder / "imagesTr" / name, image if len(image) > 1 else image[0], source)
+        write_label(folder / "labelsTr" / name, lying.label, source)
+    return made
+
+
+def _others(data: Path, plan: Plan) -> Manifest:
+    """Return the manifest of a data folder that fits the plan's classes and channels."""
+    manifest = manifest_of(data, workspace_of(data))
+    if len(manifest.channels) != len(plan.channels):
+        raise DataError(
+            f"{data}: {len(manifest.channels)} channels, the model has {len(plan.channels)} "
+            f"({', '.join(c.name for c in plan.channels)})"
+        )
+    if manifest.classes is not None and manifest.classes != plan.classes:
+        raise DataError(
+            f"{data}: classes {_named(manifest.classes)}, the model has {_named(plan.classes)}; write the "
+            "labels with the names and values of the model"
+        )
+    return manifest
+
+
+def _named(classes: Classes) -> str:
+    return ", ".join(f"{n}={v[0]}" for n, v in zip(classes.names, classes.values, strict=True))
+
+
+def _copied(folder: Path, others: Manifest) -> list[str]:
+    """Write the cases of a manifest as NIfTI; returns their rows of patients.csv."""
+    from seguro.data.formats import write_label, write_scores
+    from seguro.data.formats.nifti import source_of
+    from seguro.data.manifest import read_case, read_case_label
+
+    rows = []
+    for case in others.cases:
+        volume = read_case(case, others)
+        source = volume.source if volume.source.suffix == ".nii.gz" else source_of(volume.grid)
+        end = FOLDERS[case.split]
+        image = volume.array
+        write_scores(
+            folder / f"images{end}" / f"{case.id}.nii.gz", image if len(image) > 1 else image[0], source
+        )
+        label = read_case_label(case, others, like=volume.grid)
+        if label is not None:
+            write_label(folder / f"labels{end}" / f"{case.id}.nii.gz", label.array, source)
+        rows.append(f"{case.id},{case.patient},{case.site},{case.split}")
+    return rows
+
+
+def _describe(folder: Path, plan: Plan, domain: str, n: int, others: Manifest | None) -> None:
+    """Write dataset.json."""
+    labels = {
+        v: name for name, values in zip(plan.classes.names, plan.classes.values, strict=True) for v in values
+    }
+    train = [f"synthetic_{i:03d}" for i in range(n)]
+    if others is not None:
+        train += [c.id for c in others.of("train")]
+    write_json(
+        folder / "dataset.json",
+        {
+            "name": f"Synthetic {domain}",
+            "description": "Images of a generator, labelled by a model; see synthetic.json",
+            "modality": {str(i): c.name for i, c in enumerate(plan.channels)},
+            "labels": {str(v): name for v, name in sorted(labels.items())},
+            "numTraining": len(train),
+            "training": [
+                {"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in train
+            ],
+        },
+    )
+
+
+def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray) -> Mapping[str, Any]:
+    """Return how near made slices come to those that were trained on, and whether that is far enough."""
+    from seguro.api.made import AUDITED, REMEMBERED
+    from seguro.evaluation.generated import AUDIT_RATIO, audit
+
+    sides = _sides(run, model)
+    known = (
+        np.zeros((0, *made.shape[1:]), np.float32)
+        if sides is None
+        else _real(sides[0], frame, domain, REMEMBERED)
+    )
+    fresh = (
+        np.zeros((0, *made.shape[1:]), np.float32)
+        if sides is None
+        else _real(sides[1], frame, domain, AUDITED)
+    )
+    if not (len(known) and len(fresh)):
+        missing = "no training slice" if sides is not None and not len(known) else "no held-out slice"
+        reason = "the run does not lie in its workspace" if sides is None else f"{missing} of {domain}"
+        return {"passed": False, "reason": f"not made, {reason}: not releasable"}
+    chosen = np.linspace(0, len(made) - 1, min(AUDITED, len(made))).round().astype(int)
+    done = audit(made[chosen], known, fresh)
+    verdict = "passed" if done.passed else "not releasable"
+    reason = (
+        f"made slices lie {done.ratio:.2f} times as far from the training slices as held-out ones do, "
+        f"{AUDIT_RATIO} is needed: {verdict}"
+    )
+    return {**vars(done), "ratio": done.ratio, "passed": done.passed, "reason": reason}
+
+
+def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | None:
+    """Return the training and validation cases of a run in its workspace; None where they are not there."""
+    from seguro.api.selection import run_of
+    from seguro.data import manifest as manifests
+    from seguro.data.store import Cases
+
+    folder = run_of(run)
+    if folder is None or not (folder / "cases.json").exists():
+        return None
+    workspace = folder.parents[1]
+    store = workspace / "store" / model.plan.preprocessing_hash
+    if not (workspace / "check" / manifests.FILE).exists() or not store.is_dir():
+        return None
+    listed, cases = read_json(folder / "cases.json"), manifests.load(workspace).cases
+    parts = [[c for c in cases if c.id in set(listed[name])] for name in ("train", "validation")]
+    train, held_out = (Cases(store, p, model.plan.classes, hide_labels=True) for p in parts)
+    return train, held_out
+
+
+def _real(cases: Cases, frame: Frame, domain: str, most: int) -> np.ndarray:
+    """Return up to `most` slices (n, C, size, size) of a site's cases, evenly over all of them."""
+    alone = {c.site for c in cases.facts} == {"site1"}  # nobody said a site: there is one domain
+    where = [
+        (i, k)
+        for i, fact in enumerate(cases.facts)
+        if alone or fact.site == domain
+        for k in range(cases[i].shape[frame.axis])
+    ]
+    if not where:
+        return np.zeros((0, 1, frame.size, frame.size), np.float32)
+    chosen: Sequence[int] = np.linspace(0, len(where) - 1, min(most, len(where))).round().astype(int).tolist()
+    return np.stack([frame.middle(cases[where[j][0]], where[j][1])[0] for j in chosen])

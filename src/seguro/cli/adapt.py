@@ -1,0 +1,84 @@
+"""Learn to segment a site without labels, from a data factory and a site that has them.
+
+The same as `seguro train --method adapt --init FROM`, with the sites as options. From a factory it trains the
+source's encoder and label branch; from such a run, or with --stage adapt, it adapts to the target.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed
+from seguro.cli.train import LABELLED
+
+
+def adapt(
+    data: Annotated[Path, typer.Argument(help="Data folder with source and target, or a workspace.")],
+    start: Annotated[
+        Path, typer.Option("--from", help="Run to start from: a factory, or stage source of an adaptation.")
+    ],
+    source: Annotated[
+        str | None, typer.Option(help="Site with labels; all labelled cases when not given.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Site to adapt to; all other cases by default.")] = None,
+    stage: Annotated[str, typer.Option(help="source, adapt, or auto: source from a factory.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
+    preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
+    folds: Annotated[str, typer.Option(help="As of train.")] = "0",
+    updates: Annotated[int | None, typer.Option(min=1, help="Stop after this many updates.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=2, help="Samples per update, an even number; the plan's by default.")
+    ] = None,
+    validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
+    labelled: Annotated[str | None, typer.Option(help=LABELLED)] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; adapt-STAGE-TARGET by default.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network.")] = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train one stage; the first lines say where it works, what was chosen and why, and when it will end."""
+    import json
+
+    from seguro.cli.train import train
+
+    chosen = stage_of(stage, start)
+    sites = {"source": source, "target": target}
+    named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
+    settings = [f"stage={chosen}", *named, *(set_ or [])]
+    site = target if chosen == "adapt" else source
+    train(
+        data, out=out, method="adapt", preset=preset, set_=settings, folds=folds, updates=updates,
+        budget=budget, batch=batch, validations=validations, init=start, labelled=labelled,
+        name=name or "-".join(["adapt", chosen, *([site] if site else [])]),
+        device=device, dims=2, threads=threads, seed=seed, dry_run=dry_run, as_json=as_json,
+    )  # fmt: skip
+
+
+def stage_of(stage: str, start: Path) -> str:
+    """Return the stage to train; "auto" is what the run to start from leads to.
+
+    Raises:
+        ConfigError: an unknown stage, or a run of another method to start from.
+    """
+    from seguro.core.errors import ConfigError
+    from seguro.core.files import read_json
+    from seguro.engine.model import model_folder
+
+    if stage not in ("auto", "source", "adapt"):
+        raise ConfigError(f"--stage {stage}: expected source, adapt or auto")
+    method = read_json(model_folder(start) / "model.json")["method"]
+    if method not in ("factory", "adapt"):
+        raise ConfigError(
+            f"--from {start}: made by method {method}; expected a factory (seguro train --method factory) or "
+            "stage source of an adaptation"
+        )
+    if stage != "auto":
+        return stage
+    return "source" if method == "factory" else "adapt"

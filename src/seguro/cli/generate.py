@@ -1,0 +1,67 @@
+"""Make synthetic labelled volumes of a site from a data factory and its label branch.
+
+The data set may take the place of the site's own where another site adapts; it is marked releasable only
+where its slices are audited against the site's own and found to be no copies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
+
+
+def generate(
+    run: Annotated[Path, typer.Argument(help="Run of method adapt that segments the domain.")],
+    domain: Annotated[str, typer.Option(help="Site whose slices are made, as the factory names it.")],
+    volumes: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Slices from one of the generator's positions to the next.")
+    ] = 10,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; ./synthetic-DOMAIN when not given.")
+    ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Data folder whose cases are copied in: those to adapt to.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a Medical Segmentation Decathlon folder with images, labels and synthetic.json."""
+    import shlex
+
+    from rich.markup import escape
+
+    text = console(as_json)
+    folder = out or Path(f"synthetic-{domain}")
+    if dry_run:
+        text.print(f"would make {volumes} volumes of {escape(domain)} in {escape(str(folder))}/")
+        finish(text, result={"folder": folder, "volumes": volumes}, as_json=as_json)
+        return
+    from seguro.api.generate import generate as work
+
+    made = work(
+        run, domain, volumes, folder, steps=steps, seed=seed, beside=beside, device=device,
+        say=lambda line: text.print(escape(line)),
+    )  # fmt: skip
+    text.print(
+        f"{made.n_volumes} volumes of {made.n_slices} slices in {escape(str(made.folder))}/, "
+        f"{'releasable' if made.releasable else 'not releasable'}"
+    )
+    finish(
+        text,
+        result={
+            "folder": made.folder,
+            "volumes": made.n_volumes,
+            "slices": made.n_slices,
+            "releasable": made.releasable,
+            "reason": made.reason,
+        },
+        as_json=as_json,
+        then=shlex.join(["seguro", "adapt", str(made.folder), "--from", str(run), "--source", domain]),
+    )

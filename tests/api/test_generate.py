@@ -1,0 +1,186 @@
+"""From images of three sites to a prediction at one without labels: factory, source, volumes, adaptation."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seguro import api
+from seguro.api.generate import FACTS, generate
+from seguro.cli.adapt import stage_of
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_json
+from seguro.data import check, phantom
+from seguro.data.formats import read_image, read_label
+from seguro.data.planner import PlanOptions
+from seguro.engine.model import load_model
+from seguro.inference.segmenter import Segmenter
+from seguro.inference.synthesis import as_read, placed, swept, volumes
+
+BINS, STEPS = 4, 3
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Runs of a tiny pipeline, and where its data lie."""
+
+    data: Path
+    workspace: Path
+    factory: Path
+    source: Path
+
+
+def train(data: Path, out: Path, name: str, method: str, **more) -> Path:
+    options = {"preset": "tiny", "updates": 2, "batch": 4, "validations": 1, "threads": 1}
+    return api.train(
+        data,
+        api.TrainOptions(method=method, name=name, **{**options, **more}),
+        out=out,
+        plan_options=PlanOptions(memory_gib=0.01, dims=2, batch=2),
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> Pipeline:
+    folder = tmp_path_factory.mktemp("pipeline")
+    data = phantom.write_msd(folder / "data", n_labelled=15, n_test=0, shape=(5, 20, 24), sites=3, seed=2)
+    out = folder / "w"
+    _, manifest, plan = api.plan(data, out=out, options=PlanOptions(memory_gib=0.01, dims=2, batch=2))
+    here = {c.id for c in manifest.cases if c.site == "site1"}
+    fold = next(f.name for f in plan.folds if here & set(f.validation))  # the audit needs held-out cases
+    factory = train(data, out, "factory", "factory", fold=fold)
+    settings = {"stage": "source", "source": "site1"}
+    source = train(data, out, "source", "adapt", init=factory, settings=settings, fold=fold)
+    return Pipeline(data, out, factory, source)
+
+
+def test_a_run_takes_over_what_its_start_decides(pipeline):
+    made, began = (
+        read_json(r / "model" / "model.json")["config"] for r in (pipeline.source, pipeline.factory)
+    )
+    names = ("domains", "size", "width", "latent", "z_bins", "full", "mapping_layers", "side", "limits")
+    assert {n: made[n] for n in names} == {n: began[n] for n in names}
+    assert made["domains"] == ["site1", "site2", "site3"]
+    weights = load_model(pipeline.source).predictor.state_dict()
+    from safetensors.torch import load_file
+
+    old = load_file(pipeline.factory / "model" / "weights.safetensors")
+    kept = [k for k in old if k.startswith("generator.")]
+    assert kept and all(torch.equal(weights[k], old[k]) for k in kept)
+    assert stage_of("auto", pipeline.factory) == "source" and stage_of("auto", pipeline.source) == "adapt"
+
+
+def test_volumes_have_their_slices_and_labels(pipeline, tmp_path):
+    """Check 20."""
+    made = generate(pipeline.source, "site1", 2, tmp_path / "s", steps=STEPS, seed=3)
+    assert (made.n_volumes, made.n_slices) == (2, (BINS - 1) * STEPS)
+    image = read_image([tmp_path / "s" / "imagesTr" / "synthetic_001.nii.gz"])
+    label = read_label(tmp_path / "s" / "labelsTr" / "synthetic_001.nii.gz", like=image.grid)
+    slices = image.array[0]
+    assert slices.shape[0] == made.n_slices and np.abs(slices).max() <= 1
+    assert set(np.unique(label.array).tolist()) <= {0, 1, 2}
+    steps = np.abs(np.diff(slices, axis=0)).mean((1, 2))
+    assert (steps > 0).all()  # no slice twice
+    model = load_model(pipeline.source)
+    x = torch.from_numpy(slices[:2, None])
+    np.testing.assert_array_equal(model.predictor.logits(x).argmax(1).numpy(), label.array[:2])
+    manifest = check.ensure(tmp_path / "s", tmp_path / "s.seguro")
+    assert {(c.site, c.split) for c in manifest.cases} == {("site1", "train")}
+    extent = model.plan.fingerprint.extent[0].median
+    assert image.grid.spacing[0] * made.n_slices == pytest.approx(extent, rel=1e-4)
+
+
+def test_the_same_seed_makes_the_same_volumes_and_neighbors_are_alike(pipeline):
+    model = load_model(pipeline.source)
+    one, two, other = (
+        [v.image for v in volumes(model.predictor, model.plan.classes, 0, 2, steps=STEPS, seed=s)]
+        for s in (0, 0, 1)
+    )
+    assert np.array_equal(one[0], two[0]) and not np.array_equal(one[0], other[0])
+    near = np.abs(np.diff(one[0][0], axis=0)).mean()
+    apart = np.abs(one[0][0] - one[1][0]).mean()
+    assert near < apart
+
+
+def test_codes_pass_every_position_once_and_lie_between():
+    from seguro.networks.generator import Generator
+
+    torch.manual_seed(0)
+    made = Generator(8, 1, 2, 4, latent=8, width=8, mapping_layers=2)
+    codes = swept(made, 1, 5, torch.Generator().manual_seed(1))
+    assert codes.shape == (15, 8)
+    z = torch.randn(1, 8, generator=torch.Generator().manual_seed(1)).expand(4, -1)
+    at = made.codes(z, made.conditions(torch.ones(4, dtype=torch.long), torch.arange(4)))
+    torch.testing.assert_close(codes[::5], at[:3])
+    torch.testing.assert_close(codes[7], 0.6 * at[1] + 0.4 * at[2])
+    alone = Generator(8, 1, 2, 1, latent=8, width=8, mapping_layers=2)
+    assert swept(alone, 0, 5, torch.Generator().manual_seed(1)).shape == (1, 8)
+
+
+def test_the_audit_is_made_in_the_workspace_and_else_nothing_is_releasable(pipeline, tmp_path):
+    here = generate(pipeline.source, "site1", 1, tmp_path / "here", steps=STEPS)
+    facts = read_json(tmp_path / "here" / FACTS)
+    assert facts["audit"]["n_made"] == here.n_slices and facts["audit"]["n_train"] > 0
+    assert facts["releasable"] == here.releasable == (facts["audit"]["ratio"] >= 0.9)
+    away = generate(pipeline.source / "model", "site1", 1, tmp_path / "away", steps=STEPS)
+    assert (away.releasable, away.reason) == (here.releasable, here.reason)
+    shutil.copytree(pipeline.source / "model", tmp_path / "bare")
+    bare = generate(tmp_path / "bare", "site1", 1, tmp_path / "out", steps=STEPS)
+    assert not bare.releasable and "does not lie in its workspace" in bare.reason
+
+
+def test_from_synthetic_source_to_a_prediction_at_the_target(pipeline, tmp_path):
+    target = phantom.write_msd(
+        tmp_path / "target", n_labelled=0, n_unlabelled=9, n_test=0, shape=(5, 20, 24), sites=3, seed=2
+    )
+    generate(pipeline.source, "site1", 3, tmp_path / "both", steps=1, beside=target)
+    settings = {"stage": "adapt", "source": "site1", "target": "site2"}
+    run = train(
+        tmp_path / "both", tmp_path / "w2", "a", "adapt", init=pipeline.source, settings=settings, fold="all"
+    )
+    model = load_model(run)
+    assert model.config["target"] == "site2" and model.config["domains"] == ["site1", "site2", "site3"]
+    file = next(iter(sorted((target / "imagesUn").glob("*.nii.gz"))))
+    result = Segmenter([model]).predict(file)
+    assert result.array.shape == read_image([file]).grid.shape
+
+
+@pytest.mark.parametrize(
+    ("run", "domain", "message"),
+    [
+        pytest.param("factory", "site1", "made by method factory", id="factory"),
+        pytest.param("source", "nowhere", "domains are site1, site2, site3", id="unknown"),
+        pytest.param("source", "site2", "segments site1", id="other"),
+    ],
+)
+def test_what_cannot_be_labelled_is_refused(pipeline, tmp_path, run, domain, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        generate(getattr(pipeline, run), domain, 1, tmp_path / "x", steps=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_intensities_are_written_as_the_plan_reads_them(pipeline):
+    from seguro.data.frame import frame_of
+
+    plan = load_model(pipeline.source).plan
+    frame = frame_of(plan, 32)
+    x = np.linspace(-1, 1, 5, dtype=np.float32).reshape(1, 5)
+    assert np.array_equal(as_read(x, frame, plan), x)
+    ct = plan.channels[0].model_copy(update={"scheme": "ct", "mean": 50.0, "sd": 20.0})
+    other = plan.model_copy(update={"channels": (ct,)})
+    low, high = frame.low[0] * 20 + 50, frame.high[0] * 20 + 50
+    np.testing.assert_allclose(as_read(x, frame, other)[0, [0, 4]], [low, high], rtol=1e-5)
+
+
+def test_a_volume_lies_along_the_slice_axis(pipeline):
+    model = load_model(pipeline.source)
+    made = next(iter(volumes(model.predictor, model.plan.classes, 0, 1, steps=STEPS, seed=0)))
+    frame = replace(model.predictor.frame, axis=1)
+    lying, grid = placed(made, frame, model.plan)
+    assert lying.image.shape == (1, 32, 9, 32) and lying.label.shape == grid.shape == (32, 9, 32)
+    np.testing.assert_array_equal(lying.image[0, :, 4], made.image[0, 4])
