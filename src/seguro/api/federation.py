@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from seguro.api.configuration import TrainOptions, configure
+from seguro.api.configuration import TrainOptions, configure, plan_fields
 from seguro.api.workspace import Say, is_workspace, manifest_of, named, quiet, workspace_of
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import write_json, write_text
@@ -75,21 +75,13 @@ def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
                 "seed": options.seed,
                 "noise_seed": options.seed if noisy else None,
                 "sites": sorted(sites),
-                "plan": {**_dims(options.method), **options.plan},
+                "plan": {**plan_fields(options.method), **options.plan},
                 "strategy": dict(options.strategy),
             }
         )
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError("options of the federation:\n  " + "\n  ".join(lines)) from error
-
-
-def _dims(method: str) -> dict[str, int]:
-    """Return the dimensions of the plan where the method leaves no choice."""
-    from seguro.methods import get
-
-    dims = get(method).needs.dims
-    return {"dims": dims[0]} if len(dims) == 1 else {}
 
 
 def options_in(path: Path) -> tuple[FederateOptions, tuple[str, ...] | None]:

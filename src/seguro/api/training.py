@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from seguro.api.configuration import TrainOptions
+from seguro.api.configuration import TrainOptions, planned_for
 from seguro.api.job import Job, resolve, same_or_refuse
 from seguro.api.labelled import doubts
 from seguro.api.stages import plan, prepare
@@ -59,6 +59,7 @@ def train(
     with runtime:
         workspace = workspace_of(data, out)
         tell(f"workspace {workspace}/")
+        plan_options = planned_for(options.method, workspace, plan_options)
         if runtime.rank == 0:
             prepare(data, out=out, options=plan_options, jobs=jobs, progress=count, say=tell)
         runtime.barrier()

@@ -91,7 +91,7 @@ def train(
         patience=patience, init=init, labelled=labelled, name=name, workers=workers, threads=threads,
     )  # fmt: skip
     workspace = api.workspace_of(data, out)
-    plan_options = plan_options_for(
+    given = plan_options_for(
         workspace,
         memory=memory,
         dims=dims,
@@ -101,6 +101,7 @@ def train(
         window=window,
         slices=slices,
     )
+    plan_options = api.planned_for(method, workspace, given)
     names = (
         ["all"]
         if dry_run and folds == "all"

@@ -35,6 +35,8 @@ class Needs:
     """What a method asks of the data and whether it segments."""
 
     dims: tuple[int, ...] = (2, 3)
+    whole: bool = False
+    """Whether it sees whole cases: a plan made for it keeps the data's voxels, however small a patch is."""
     labels: Literal["none", "some", "all"] = "all"
     """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are
     given."""

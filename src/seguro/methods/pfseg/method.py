@@ -30,7 +30,7 @@ class Pfseg:
 
     Config: ClassVar[type[PfsegConfig]] = PfsegConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
-    needs: ClassVar[Needs] = Needs(dims=(3,), labels="all", segments=True, monitor="max:dice")
+    needs: ClassVar[Needs] = Needs(dims=(3,), whole=True, labels="all", segments=True, monitor="max:dice")
 
     def __init__(self, config: PfsegConfig, plan: Plan, build: Build) -> None:
         self.config = config

@@ -1,0 +1,27 @@
+"""What a method asks of a plan that is made for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from seguro.api import planned_for
+from seguro.data.planner import PlanOptions
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [("supervised", {}), ("alpnet", {"dims": 2}), ("pfseg", {"dims": 3, "full_resolution": True})],
+    ids=["supervised", "alpnet", "pfseg"],
+)
+def test_a_first_plan_is_as_the_method_needs_it(tmp_path, method, fields):
+    assert planned_for(method, tmp_path, None) == PlanOptions.model_validate(fields)
+    asked = planned_for(method, tmp_path, PlanOptions(dims=3, folds=4))
+    assert asked == PlanOptions.model_validate({**fields, "dims": 3, "folds": 4})
+
+
+def test_a_plan_that_is_there_is_left_alone(tmp_path):
+    (tmp_path / "plan").mkdir()
+    (tmp_path / "plan" / "plan.json").write_text("{}")
+    assert planned_for("alpnet", tmp_path, None) is None
+    given = PlanOptions(dims=3)
+    assert planned_for("alpnet", tmp_path, given) is given
