@@ -39,6 +39,7 @@ class Doubt:
         """(Z, Y, X) doubt in percent."""
         self._wrong = np.zeros(n)
         self._foreground = np.zeros(n, np.int64)
+        self._annotated: frozenset[int] = frozenset()
 
     def add(self, axis: int, start: int, p: Tensor) -> None:
         """Take a block of probabilities (classes, Z, Y, X) that begins at plane `start` along `axis`."""
@@ -54,18 +55,21 @@ class Doubt:
         self._wrong[where] += doubt.sum(axis=plane, dtype=np.float64)
         self._foreground[where] += found.cpu().numpy().sum(axis=plane)
 
-    def slices(self, annotated: Collection[int] = ()) -> list[list[float]]:
-        """Return (slice as the file counts, voxels expected to be wrong, foreground voxels, annotated) rows.
+    def clear(self, annotated: Collection[int]) -> None:
+        """Take out the canonical slices that somebody annotated: nothing of them is in doubt."""
+        self._annotated = frozenset(annotated)
+        for z in annotated:
+            self.percent[along(self._axis, z, z + 1)] = 0
+            self._wrong[z] = 0.0
 
-        Args:
-            annotated: canonical slices that somebody annotated: nothing of them is in doubt.
-        """
+    def slices(self) -> list[list[float]]:
+        """Return rows of slice as the file counts, voxels expected wrong, foreground voxels, annotated."""
         return [
             [
                 file_index(self._source, self._axis, z),
-                0.0 if z in annotated else round(float(self._wrong[z]), 3),
+                round(float(self._wrong[z]), 3),
                 int(self._foreground[z]),
-                int(z in annotated),
+                int(z in self._annotated),
             ]
             for z in range(len(self._wrong))
         ]

@@ -290,10 +290,11 @@ class _Job:
             )
         slices = None
         if doubt is not None:
+            doubt.clear(() if self.seen is None else self.seen.slices(volume))
             targets.append(
                 write_label(self.out / listing.DOUBT / f"{item.id}{suffix}", doubt.percent, volume.source)
             )
-            slices = doubt.slices(() if self.seen is None else self.seen.slices(volume))
+            slices = doubt.slices()
         for path in targets:
             files[path.relative_to(self.out).as_posix()] = sha256_file(path)
         count = voxels(label, self.ensemble.classes)
