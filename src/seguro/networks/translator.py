@@ -234,7 +234,7 @@ class Encoder(nn.Module):
         return self._codes(outputs, wanted), self._content(outputs, domain)
 
     def _codes(self, outputs: Sequence[Tensor], wanted: Tensor) -> Tensor:
-        pooled = torch.cat([F.adaptive_avg_pool2d(x, POOLED).flatten(1) for x in outputs], dim=1)
+        pooled = torch.cat([F.adaptive_avg_pool2d(x.float(), POOLED).flatten(1) for x in outputs], dim=1)
         codes = self.heads(pooled).view(-1, self.n_latent, self.latent)
         look = self.look(F.one_hot(wanted, self.domains).to(codes.dtype))
         look = pixel_norm(look.view(-1, self.latent)).view(len(codes), -1, self.latent)
