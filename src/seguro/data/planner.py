@@ -281,7 +281,7 @@ def _blank(manifest: Manifest) -> Fingerprint:
 
 def _refuse_absent(found: Fingerprint, manifest: Manifest) -> None:
     absent = [n for n, count in found.present.items() if count == 0]
-    if absent:
+    if absent and found.n_labelled:  # images alone are enough for some methods; the others refuse them later
         raise DataError(
             f"{manifest.name}: no training case contains {', '.join(absent)}; remove the class from the "
             "data set's labels or add a case that has it"
