@@ -56,6 +56,13 @@ def default_network(method: str) -> str:
     return str(field.default) if field else ""
 
 
+def needs_support(method: str) -> bool:
+    """Return whether a run of the method predicts from annotated examples."""
+    from seguro.methods import get
+
+    return get(method).needs.support
+
+
 def plan_fields(method: str) -> dict[str, Any]:
     """Return the plan's options in which a method leaves no choice."""
     from seguro.methods import get

@@ -123,6 +123,8 @@ def train(
             )
     model = " ".join(f"--also {shlex.quote(str(r))}" for r in runs[1:])
     target = f"--data {shlex.quote(str(workspace))} --cases validation" if names != [api.ALL] else "IMAGES"
+    if api.needs_support(method):
+        target = "IMAGES --support IMAGE --support-label MASK"
     finish(
         out_console,
         result={"workspace": str(workspace), "runs": [str(r) for r in runs]},
