@@ -59,7 +59,6 @@ def resolve(
         gpu: whether a preset is chosen for a GPU.
         precision: what "auto" stands for on this machine.
     """
-    from seguro.engine.model import model_folder
     from seguro.methods import get
 
     needs = get(options.method).needs
@@ -90,8 +89,7 @@ def resolve(
         train, hidden = tuple(c for c in train if c.id not in hidden), frozenset()
     reads = {f"case/{c.id}": c.hash for c in (*train, *validation)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
-    if options.init:
-        reads["init"] = sha256_file(model_folder(options.init) / "weights.safetensors")
+    reads |= _beginning(options, getattr(config, "weights", None))
     resolved = {
         "method": options.method,
         "preset": preset,
@@ -110,6 +108,19 @@ def resolve(
     stage = Stage(folder, "train", reads=reads, config=resolved, schema=TRAIN_SCHEMA)
     store = workspace / "store" / plan.preprocessing_hash
     return Job(options, config, plan, store, train, validation, stage, hidden)
+
+
+def _beginning(options: TrainOptions, public: str | None) -> dict[str, str]:
+    """Return the hash of the weights that training starts from: of another run, or a method's public file."""
+    from seguro.engine.model import model_folder
+
+    if options.init and public:
+        raise ConfigError(
+            f"--init {options.init} and weights={public} both say what training starts from; give one of them"
+        )
+    if options.init:
+        return {"init": sha256_file(model_folder(options.init) / "weights.safetensors")}
+    return {"weights": sha256_file(Path(public))} if public and Path(public).is_file() else {}
 
 
 def _labelled(

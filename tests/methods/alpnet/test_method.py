@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from seguro import api
+from seguro.api.job import resolve
 from seguro.core.errors import ConfigError
 from seguro.core.seeds import derive, generator
 from seguro.data import phantom
@@ -155,6 +157,26 @@ def test_public_weights_are_read_as_training_begins_and_not_with_the_model(stack
     method(stacks, **options, weights=str(path))  # a model is made again without the file
     with pytest.raises(ValueError, match="weights are for a resnet"):
         AlpnetConfig(weights=str(path))
+
+
+def test_the_weights_that_training_starts_from_are_part_of_its_key(phantom_folder, few_shot_run, tmp_path):
+    workspace, path = tmp_path / "w", tmp_path / "weights.safetensors"
+    _, manifest, plan = api.plan(
+        phantom_folder, out=workspace, options=PlanOptions(dims=2, memory_gib=0.01, batch=2)
+    )
+    settings = {"encoder": "resnet50", "width": 2, "weights": str(path)}
+    options = api.TrainOptions(method="alpnet", preset="tiny", updates=1, settings=settings)
+
+    def key(options):
+        return resolve(workspace, manifest, plan, options, gpu=False, precision="32").stage.key
+
+    keys = [key(options)]
+    for content in (b"one", b"two", b"one"):
+        path.write_bytes(content)
+        keys.append(key(options))
+    assert keys[1] == keys[3] and len(set(keys)) == 3
+    with pytest.raises(ConfigError, match="both say what training starts from"):
+        key(replace(options, init=few_shot_run))
 
 
 @pytest.mark.parametrize(
