@@ -32,7 +32,7 @@ def steps(optim) -> int:
     return int(max((s["step"] for s in state.values()), default=0))
 
 
-@pytest.mark.parametrize("optimiser", ["keep", "reset"])
+@pytest.mark.parametrize("optimiser", ["keep", pytest.param("reset", marks=pytest.mark.slow)])
 def test_what_a_site_remembers_of_the_round_before(optimiser, sites, federation, turns, tmp_path):
     """Two rounds of six updates: three turns of each network a round, whose lazy schedule goes on."""
     config = FactoryConfig(**TINY, domains=("a", "b"), r1_every=2, path_every=3).model_dump(mode="json")

@@ -82,6 +82,16 @@ def test_a_case_belongs_to_the_domain_of_its_site(toy):
         FactoryConfig(domains=("a", "a"))
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [({"size": 48}, "power of two"), ({"group": 3}, "multiple of 2"), ({"limits": (1.0, 1.0)}, "below")],
+    ids=["size", "group", "limits"],
+)
+def test_settings_that_cannot_be_are_refused(fields, said):
+    with pytest.raises(ValidationError, match=said):
+        FactoryConfig(**fields)
+
+
 def test_a_local_discriminator_does_not_leave(toy):
     shared, local = (toy(discriminator=d).method.shared() for d in ("shared", "local"))
     assert set(shared) - set(local) == {k for k in shared if k.startswith("discriminator.")} != set()

@@ -29,8 +29,9 @@ class FactoryConfig(Record):
     """The highest resolution with `width` channels; halved at every doubling after."""
     latent: int = Field(512, ge=1)
     mapping_layers: int = Field(8, ge=1)
-    group: int = Field(4, ge=1)
-    """Consecutive images whose spread the discriminator sees; the batch is a multiple of it."""
+    group: int = Field(4, ge=2, multiple_of=2)
+    """Consecutive images whose spread the discriminator sees; the batch is a multiple of it. Even, since path
+    length is taken of every second image."""
     learning_rate: float = Field(0.002, gt=0)
     """Of both networks, before the correction for lazy regularization."""
     average: float = Field(0.5 ** (32 / 10_000), ge=0, lt=1)
