@@ -35,7 +35,7 @@ def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int
     sites = {}
     for i in range(n_sites):
         data = phantom.write_msd(folder / f"site{i}", n_labelled=2, n_test=0, seed=i)
-        sites[f"site{i}"] = Site(f"site{i}", data, folder / f"work{i}")
+        sites[f"site{i}"] = Site(f"site{i}", data, folder / f"work{i}", lazy=True)
     kind = get("supervised")
     settings = {**kind.presets["small"], "network_options": {"width": width}}
     federation = Federation(
@@ -51,7 +51,12 @@ def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int
     )
     client = made(lambda context: sites[str(context.node_config["site"])])
     nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
-    server = Server(federation, folder / "run", GridFleet(InProcess(nodes)))
+
+    def settle() -> None:
+        for site in sites.values():
+            site.settle()
+
+    server = Server(federation, folder / "run", GridFleet(InProcess(nodes, after=settle)))
     server.gather()
     plan = server.plan()
     server.agree(plan)

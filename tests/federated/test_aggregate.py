@@ -74,6 +74,18 @@ def test_no_change_at_all_can_be_bounded():
     assert all((c["w"] == 0).all() for c in aggregate.bounded(still, 1.0))
 
 
+def test_the_distance_is_the_length_of_the_change_whatever_the_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    old, new = ({"w": rng.normal(size=(7, 11)).astype(np.float32), "n": np.array(k)} for k in (1, 5))
+    expected = np.linalg.norm(new["w"].astype(np.float64) - old["w"])
+    means = []
+    for block in (4, 1 << 15):
+        monkeypatch.setattr(aggregate, "BLOCK", block)
+        assert aggregate.distance(new, old) == pytest.approx(expected, rel=1e-12)
+        means.append(aggregate.mean([old, new], [1.0, 3.0]))
+    assert all(np.array_equal(means[0][k], means[1][k]) for k in old)
+
+
 def test_old_and_change_give_new():
     old, new = updates(2)
     back = aggregate.moved(old, aggregate.change(new, old))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
+from seguro.core.errors import RunError
 from seguro.data import manifest as manifests
 from seguro.data import phantom
 from seguro.engine.model import load_model
@@ -44,13 +46,51 @@ def hashes(folder) -> list[str]:
 
 @pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(n, sites, federation, tmp_path):
+    names = "ab"[:n]
     for run, seed in (("same1", 0), ("same2", 0), ("other", 1)):
-        told = federation("ab", run=f"{run}-{n}", seed=seed, rounds=n, updates=n)
-        simulate(told, sites(), tmp_path / run)
+        told = federation(names, run=f"{run}-{n}", seed=seed, rounds=n, updates=n)
+        simulate(told, sites(names), tmp_path / run)
     a, b, c = (hashes(tmp_path / run) for run in ("same1", "same2", "other"))
     assert a == b and a != c
     weights = [(tmp_path / r / "model" / "weights.safetensors").read_bytes() for r in ("same1", "same2")]
     assert weights[0] == weights[1]
+
+
+def test_the_state_of_every_site_is_on_disk_before_the_server_goes_on(
+    sites, federation, tmp_path, monkeypatch
+):
+    """It is written while others train; the server's checkpoint must not overtake a slow disk."""
+    from seguro.engine.loop import Loop
+    from seguro.federated.rounds import Server
+
+    save, server_save, seen = Loop.save, Server._save, []
+
+    def slow(self, **more):
+        time.sleep(0.2)
+        save(self, **more)
+
+    def look(self):
+        seen.append(
+            {n: len(list((s._folder("late") / "checkpoints").glob("*.json"))) for n, s in found.items()}
+        )
+        server_save(self)
+
+    monkeypatch.setattr(Loop, "save", slow)
+    monkeypatch.setattr(Server, "_save", look)
+    found = sites("ab")
+    simulate(federation("ab", run="late", rounds=1, updates=1), found, tmp_path / "run")
+    assert seen[0] == {"a": 1, "b": 1}
+
+
+def test_a_full_disk_at_a_site_stops_the_simulator(sites, federation, tmp_path, monkeypatch):
+    from seguro.engine.loop import Loop
+
+    def full(self, **more):
+        raise RunError("disk full")
+
+    monkeypatch.setattr(Loop, "save", full)
+    with pytest.raises(RunError, match="disk full"):
+        simulate(federation("a", run="full", rounds=1, updates=1), sites("a"), tmp_path / "run")
 
 
 class Forgetful:
@@ -77,11 +117,11 @@ def test_a_site_goes_on_from_its_disk_as_from_its_memory(strategy, sites, federa
     """Only what no task brings is on its disk: the optimiser, what the method keeps, personal layers."""
     case = request.node.callspec.id
     for run in ("memory", "disk"):
-        found = sites("ab")
+        found = sites("a")
         if run == "disk":
             found["a"].gate = Forgetful()
             found["a"].gate.site = found["a"]
-        told = federation("ab", run=f"{run}-{case}", updates=1, strategy=strategy)
+        told = federation("a", run=f"{run}-{case}", updates=1, strategy=strategy)
         simulate(told, found, tmp_path / run)
     assert hashes(tmp_path / "disk") == hashes(tmp_path / "memory")
     states = found["a"].workspace / "federated"
@@ -192,10 +232,10 @@ def changes(tap: Tapped) -> list[float]:
 def test_fedprox_pulls_the_local_weights_back(sites, federation, tmp_path):
     lengths = {}
     for mu in (0.0, 1e3):
-        found = sites()
+        found = sites("a")
         found["a"].gate = tap = Tapped()
         config = {"optimiser": "sgd", "learning_rate": 1e-3, "momentum": 0.0, "average": None}
-        run = federation("ab", run=f"prox{mu:g}", rounds=1, updates=4, strategy={"prox": mu})
+        run = federation("a", run=f"prox{mu:g}", rounds=1, updates=4, strategy={"prox": mu})
         run = run.model_copy(update={"config": {**run.config, **config}})
         simulate(run, found, tmp_path / f"prox{mu:g}")
         lengths[mu] = changes(tap)[0]
@@ -226,8 +266,8 @@ def test_fedbn_keeps_a_sites_normalization_and_shares_the_rest(sites, federation
 
 @pytest.mark.parametrize("keep", ["keep", pytest.param("reset", marks=pytest.mark.slow)])
 def test_a_sites_optimiser_goes_on_or_begins_anew(keep, sites, federation, tmp_path):
-    found = sites()
-    run = federation("ab", run=f"optimiser-{keep}", strategy={"optimiser": keep})
+    found = sites("a")
+    run = federation("a", run=f"optimiser-{keep}", strategy={"optimiser": keep})
     simulate(run, found, tmp_path / "run")
     (optim,) = found["a"]._training._loop.run.optims.values()
     steps = {int(s["step"]) for s in optim.optimiser.state.values()}
@@ -236,10 +276,9 @@ def test_a_sites_optimiser_goes_on_or_begins_anew(keep, sites, federation, tmp_p
 
 @pytest.mark.parametrize("coding", [pytest.param("fp16", marks=pytest.mark.slow), "int8"])
 def test_coded_updates_are_smaller_and_give_nearly_the_same_weights(coding, sites, federation, tmp_path):
-    simulate(federation("ab", run=f"plain-{coding}"), sites(), tmp_path / "plain")
-    simulate(
-        federation("ab", run=f"coded-{coding}", strategy={"coding": coding}), sites(), tmp_path / "coded"
-    )
+    for run, strategy in (("plain", {}), ("coded", {"coding": coding})):
+        told = federation("a", run=f"{run}-{coding}", updates=1, strategy=strategy)
+        simulate(told, sites("a"), tmp_path / run)
     plain, coded = (record.lines(tmp_path / f) for f in ("plain", "coded"))
     head = 8_000
     ratio = {"fp16": 0.5, "int8": 0.25}[coding]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from seguro.core.errors import DataError
 from seguro.federated.message import Arrays
+
+BLOCK = 1 << 15
+"""Numbers that are averaged at a time."""
 
 
 def check(site: str, arrays: Arrays, like: Arrays) -> None:
@@ -44,10 +47,14 @@ def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArr
     w = [x / total for x in weights] if total > 0 else [1 / len(updates)] * len(updates)
     out = {}
     for name, first in updates[0].items():
-        sums, part = np.zeros(first.shape, np.float64), np.empty(first.shape, np.float64)
-        for x, arrays in zip(w, updates, strict=True):
-            sums += np.multiply(arrays[name], x, out=part, dtype=np.float64)
-        out[name] = _as(sums, first.dtype)
+        flat = [u[name].reshape(-1) for u in updates]
+        found = np.empty(first.size, first.dtype)
+        for at in _blocks(first.size):
+            sums = np.zeros(len(found[at]), np.float64)
+            for x, values in zip(w, flat, strict=True):
+                sums += np.multiply(values[at], x, dtype=np.float64)
+            found[at] = _as(sums, first.dtype)
+        out[name] = found.reshape(first.shape)
     return out
 
 
@@ -85,6 +92,18 @@ def length(arrays: Arrays) -> float:
     return float(np.sqrt(sum(float(np.einsum("i,i->", a, a, dtype=np.float64)) for a in flat)))
 
 
+def distance(new: Arrays, old: Arrays) -> float:
+    """Return the Euclidean length of new - old over all floating-point arrays together."""
+    total = 0.0
+    for name, array in new.items():
+        if array.dtype.kind == "f":
+            a, b = array.reshape(-1), old[name].reshape(-1)
+            for at in _blocks(a.size):
+                moved_by = np.subtract(a[at], b[at], dtype=np.float64)
+                total += float(moved_by @ moved_by)
+    return float(np.sqrt(total))
+
+
 def bounded(changes: Sequence[Arrays], bound: float) -> list[dict[str, NDArray[Any]]]:
     """Return the changes, those longer than `bound` times the median length shortened to it."""
     lengths = [length(c) for c in changes]
@@ -97,6 +116,11 @@ def _scaled(arrays: Arrays, factor: float) -> dict[str, NDArray[Any]]:
         k: np.asarray(a * factor, dtype=a.dtype) if a.dtype.kind == "f" else np.asarray(a)
         for k, a in arrays.items()
     }
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    """Yield slices of so many numbers that what is computed of them stays in a processor's cache."""
+    return (slice(start, start + BLOCK) for start in range(0, size, BLOCK))
 
 
 def _as(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:

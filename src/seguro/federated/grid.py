@@ -82,8 +82,9 @@ class GridFleet:
         deadline = time.monotonic() + timeout_s
         while waiting and time.monotonic() < deadline:
             for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                found[node] = _answer(node, reply)
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None:  # else a second answer to the same question, or one that nobody asked
+                    found[node] = _answer(node, reply)
             if waiting:
                 time.sleep(self.poll_s)
         self._open = [*self._open, waiting][-KEPT_ROUNDS:]
@@ -97,8 +98,8 @@ class GridFleet:
             if not waiting:
                 continue
             for reply in self.grid.pull_messages(list(waiting)):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                if reply.has_content():
+                node = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if node is not None and reply.has_content():
                     out.append(_answer(node, reply))
         return out
 
@@ -119,13 +120,19 @@ class InProcess(Grid):
     Args:
         clients: node id -> client app and its node configuration.
         parallel: all at the same time, in threads; only where each client works in a process of its own.
+        after: called when all have answered, before their answers are looked at.
     """
 
     def __init__(
-        self, clients: Mapping[int, tuple[Client, Mapping[str, str]]], *, parallel: bool = False
+        self,
+        clients: Mapping[int, tuple[Client, Mapping[str, str]]],
+        *,
+        parallel: bool = False,
+        after: Callable[[], None] = lambda: None,
     ) -> None:
         self.clients = dict(clients)
         self.parallel = parallel
+        self.after = after
         self._pushed: dict[str, Message] = {}
         # a message cannot be made outside a run without this; there is no public way
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
@@ -167,9 +174,12 @@ class InProcess(Grid):
         """Return the answers; a client app that raises is an error, as in a deployment."""
         messages = [self._pushed.pop(key) for key in message_ids]
         if not self.parallel:
-            return [self._handled(message) for message in messages]
-        with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
-            return list(pool.map(self._handled, messages))
+            found = [self._handled(message) for message in messages]
+        else:
+            with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
+                found = list(pool.map(self._handled, messages))
+        self.after()
+        return found
 
     def _handled(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -113,7 +114,7 @@ class Spec(Record):
 
 @dataclass
 class Training:
-    """The state of one run at one site; everything is on disk after each round.
+    """The state of one run at one site; everything is on disk after each round, once it has settled.
 
     Args:
         run: name of the run.
@@ -128,6 +129,7 @@ class Training:
         device: of the training.
         precision: of the training.
         say: takes lines for the people at the site.
+        lazy: write the state while others train; `settle` waits for it.
     """
 
     run: str
@@ -142,10 +144,19 @@ class Training:
     device: str = "cpu"
     precision: Precision = "32"
     say: Callable[[str], None] = lambda line: None
+    lazy: bool = False
     _loop: Loop | None = field(default=None, init=False)
+    _saving: Future[None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.runtime = Runtime(self.device, self.precision)
+        self._writer = ThreadPoolExecutor(max_workers=1)
+
+    def settle(self) -> None:
+        """Wait until the state of the last round is on disk; raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
 
     def answer(self, task: Task) -> Update:
         """Return the update to a task "train", or the scores that a task "evaluate" asks for.
@@ -155,6 +166,7 @@ class Training:
         """
         if task.config.get("plan_sha256") != self.plan_sha256:
             raise Refusal(f"run {self.run} goes by another plan than the one agreed on")
+        self.settle()  # what is being written is about to change
         started = time.monotonic()
         loop = self.loop((task.round - 1) * self.spec.updates if task.action == "train" else None)
         self._load(loop, task.arrays)
@@ -246,7 +258,9 @@ class Training:
         if losses and not np.isfinite(losses).any():
             raise Refusal("no update of the round had a finite loss")
         arrays = self._coded(exchange.outgoing(loop.method, loop.run.averaged), task)
-        loop.save(keep=self._stays(loop))
+        self._saving = self._writer.submit(loop.save, keep=self._stays(loop))
+        if not self.lazy:
+            self.settle()
         told = {"updates": float(self.spec.updates)}
         return arrays, {**told, "loss": float(np.nanmean(losses))} if losses else told
 

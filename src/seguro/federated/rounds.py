@@ -294,7 +294,7 @@ class Server:
             if asked.action == "train":
                 names = self._plan.classes.foreground
                 update = intake.values(update, self.arrays, coding=self.strategy.coding, classes=names)
-                record.norms[site] = aggregate.length(aggregate.change(update.arrays, self.arrays))
+                record.norms[site] = aggregate.distance(update.arrays, self.arrays)
         except NoAnswer as error:
             record.missing[site] = str(error)
             self.say(f"round {record.number}: site {site}: {error}")

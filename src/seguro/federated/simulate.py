@@ -26,6 +26,8 @@ def simulate(
 ) -> Path:
     """Run `federation` over `sites` and return its folder; deterministic, one site after the other.
 
+    A site's state is written while the next one trains, and is on disk before the server goes on.
+
     Args:
         federation: every choice; its `sites` are the keys of `sites`.
         sites: by name.
@@ -35,6 +37,8 @@ def simulate(
     """
     with ExitStack() as stack:
         answering: dict[str, Answering] = dict(sites)
+        for site in sites.values():
+            site.lazy = not processes
         if processes:
             answering = {name: stack.enter_context(Worker(site)) for name, site in sites.items()}
 
@@ -43,5 +47,10 @@ def simulate(
 
         client = made(site_of)
         nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
-        grid = InProcess(nodes, parallel=processes)
+
+        def settle() -> None:
+            for site in sites.values():
+                site.settle()
+
+        grid = InProcess(nodes, parallel=processes, after=settle)
         return Server(federation, folder, GridFleet(grid), say).run()

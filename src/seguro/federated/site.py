@@ -41,6 +41,7 @@ class Site:
         device: of its training.
         precision: of its training.
         say: takes lines for the people at the site; nothing of them leaves.
+        lazy: answer before the state of the round is on disk; whoever asks then calls `settle`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Site:
     device: str = "cpu"
     precision: Precision = "32"
     say: Callable[[str], None] = lambda line: None
+    lazy: bool = False
     _manifest: Manifest | None = field(default=None, init=False)
     _training: local.Training | None = field(default=None, init=False)
 
@@ -73,6 +75,11 @@ class Site:
             out = message.to_bytes(update)
             self.gate.release(update, out)  # the refusal leaves, and is noted too
         return out
+
+    def settle(self) -> None:
+        """Wait until the state of the last round is on disk; raises what went wrong with it."""
+        if self._training is not None:
+            self._training.settle()
 
     def _do(self, task: Task) -> Update:
         if task.action == "join":
@@ -164,6 +171,7 @@ class Site:
                 device=self.device,
                 precision=self.precision,
                 say=self.say,
+                lazy=self.lazy,
             )
         return self._training
 
