@@ -75,7 +75,7 @@ def volumes(
         rng.manual_seed(derive(seed, "synthesis", domain, number))
         codes = swept(generator, domain, steps, rng)
         images, labels = [], []
-        for part in codes.split(BATCH):
+        for part in torch.split(codes, BATCH):
             # the stored noise: drawn anew it would flicker from slice to slice
             image = generator.synthesize(generator.spread(part), noise="fixed").clamp(-1, 1)
             logits = predictor.logits(image).movedim(1, 0)  # (classes, N, size, size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class Adapt:
         self._of_generator = numbers(config)
         c, channels, alone = config, len(plan.channels), config.stage == "source"
         monitor = "max:dice" if alone else MONITORS[c.select]
-        unlabelled = "unused" if alone else "helps"
+        unlabelled: Literal["unused", "helps"] = "unused" if alone else "helps"
         self.needs = replace(type(self).needs, monitor=monitor, unlabelled=unlabelled)  # type: ignore[misc]
         self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
         generator = Generator(
@@ -124,15 +124,22 @@ class Adapt:
         ramp = self.config.ramp * run.updates
         share = 1.0 if run.update >= ramp else run.update / ramp
         self.modules["encoder"].get_buffer("share").fill_(share)
-        inside = self.config.stage == "source" or run.update % 2 == 0
+        alone = self.config.stage == "source"
+        inside = alone or run.update % 2 == 0
+        if not (alone or self._seen):
+            with torch.no_grad():  # so that their means, which select the model, are over all updates
+                self._keep(self._across(batch, run))
         parts = self._within(batch, run) if inside else self._across(batch, run)
         loss = torch.stack(list(parts.values())).sum()
         run.backward(loss)
         run.step()
         logged = {k: v.detach() for k, v in parts.items()}
         if not inside:
-            self._seen = {k: logged[k] for k in ("translated", "cycle") if k in logged}
+            self._keep(logged)
         return {**self._seen, **logged, "loss": loss.detach(), "share": loss.new_tensor(share)}
+
+    def _keep(self, losses: Mapping[str, Tensor]) -> None:
+        self._seen = {k: losses[k] for k in ("translated", "cycle") if k in losses}
 
     def _within(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Return the losses of painting slices in their own look; the source's labels reach the encoder."""
