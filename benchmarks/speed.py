@@ -310,6 +310,14 @@ def lattice(tricks: frozenset[str] | None = None) -> Pair:
     return Pair("1 patch 32x48x32, width 64", ours, "plain layers", lambda: step(slow).shape)
 
 
+def federated() -> Pair:
+    """One round of the simulator at four sites, all of it but the local training."""
+    from federated_round import rounds
+
+    one_round, n = rounds()
+    return Pair(f"4 sites, {n / 1e6:.1f} M parameters", one_round)
+
+
 def startup() -> Pair:
     """The whole process of `seguro --help`."""
     import subprocess
@@ -340,6 +348,7 @@ JOBS: dict[str, Job] = {
             ("one pass", None, {}),
         )
     },
+    "federated round without training": Job(federated, clock=time.process_time, repeats=5, limit_s=0.1),
     "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
     **{
         f"lattice training step without {trick}": Job(
