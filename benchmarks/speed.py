@@ -2,7 +2,7 @@
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
-window, PFSeg and the lattice, wall time for the others). Peak memory is what a fresh
+window, PFSeg, the few-shot volume and the lattice, wall time for the others). Peak memory is what a fresh
 process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
 """
 
@@ -243,6 +243,55 @@ def whole_volume(
     return Pair(f"{by}, width {width}", partial(run, ours), name, partial(run, peer))
 
 
+def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pair:
+    """One volume by a bound few-shot model against the published loop: organ by organ, slice by slice.
+
+    The loop compares each slice with one of the support's and encodes both every time. Ours finds all organs
+    at once by the three nearest slices, and has encoded its support when the first volume came.
+    """
+    from types import SimpleNamespace
+
+    import torch
+
+    from seguro.core.types import Classes
+    from seguro.methods.alpnet.config import AlpnetConfig
+    from seguro.methods.alpnet.predictor import FewShot
+    from seguro.methods.contract import Bound, Support
+    from seguro.networks.encoders import build_encoder
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    names = ("background", *(f"organ {k}" for k in range(1, organs + 1)))
+    classes = Classes(names=names, values=tuple((k,) for k in range(organs + 1)))
+    plan = SimpleNamespace(
+        slice_axis=0, spacing=(8.0, 1.0, 1.0), classes=classes, fingerprint=SimpleNamespace(shape=size)
+    )
+    config = AlpnetConfig()
+    encoder = build_encoder("residual", in_channels=1, width=config.width, features=config.features)
+    predictor = FewShot(encoder, plan, config).eval().requires_grad_(False)
+    image, label = torch.randn(1, *size), torch.zeros(size, dtype=torch.int64)
+    for k in range(1, organs + 1):
+        label[5:35, 50 * k - 40 : 50 * k, 60:190] = k
+    query = torch.randn(1, 1, *size)
+    bound = Bound(predictor, Support((image,), (label,), classes)).eval()
+    one = Classes(names=("background", "organ"), values=((0,), (1,)))
+
+    @torch.inference_mode()
+    def ours() -> torch.Tensor:
+        return bound(query)[0].argmax(0)
+
+    @torch.inference_mode()
+    def loop() -> None:
+        for k in range(1, organs + 1):
+            for z in range(size[0]):
+                at = slice(min(max(z, 5), 34), min(max(z, 5), 34) + 1)
+                shown = Support((image[:, at],), ((label[at] == k).long(),), one)
+                predictor(query[:, :, z : z + 1], shown)[0].argmax(0)
+
+    by = "x".join(map(str, size))
+    return Pair(f"{by}, {organs} organs, 128 px", ours, "organ by organ, slice by slice", loop)
+
+
 def patch() -> Pair:
     """Eight 96-cubed patches from the store against reading the compressed scan and cropping it each time."""
     import tempfile
@@ -348,6 +397,7 @@ JOBS: dict[str, Job] = {
             ("one pass", None, {}),
         )
     },
+    "few-shot volume": Job(few_shot, clock=time.process_time, repeats=1, limit_s=3, least_ratio=5),
     "federated round without training": Job(federated, clock=time.process_time, repeats=5, limit_s=0.1),
     "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
     **{
