@@ -92,3 +92,30 @@ def test_with_noise_for_masks_the_weights_are_the_same(data, run, tmp_path):
         shape = nib.load(path).shape[::-1]
         phantom.write_nifti(path, rng.integers(0, 3, shape).astype(np.uint8))
     assert sha(run_on(other, tmp_path / "w")) == sha(run)
+
+
+def three_looks(folder):
+    """A data set whose second site sees everything inverted and whose third has much noise."""
+    phantom.write_msd(folder, n_labelled=30, **(LOOK | {"shape": (8, 32, 32)}))
+    rng = np.random.default_rng(0)
+    for number, path in enumerate(sorted((folder / "imagesTr").iterdir())):
+        image = np.asarray(nib.load(path).dataobj, np.float32).T
+        noisy = (image + rng.normal(0, 0.15 * image.max(), image.shape)).astype(np.float32)
+        phantom.write_nifti(path, (image, image.max() - image, noisy)[number % 3])
+    return folder
+
+
+@pytest.mark.slow
+def test_three_sites_are_approached_and_audited(tmp_path, monkeypatch):
+    """In 300 updates the made slices of each site come to less than half of their first distance."""
+    monkeypatch.setattr(made, "WATCHED", 64)
+    run = run_on(three_looks(tmp_path / "data"), tmp_path / "w", updates=300, batch=8)
+    first, *_, last = [e for e in RunLog(run).lines() if e["kind"] == "validation"]
+    assert (first["update"], last["update"]) == (0, 300)
+    for site in SITES:
+        assert last[f"distance.{site}"] < 0.5 * first[f"distance.{site}"]
+        assert (run / "previews" / site / "00000300.png").stat().st_size > 1000
+    audit = read_json(run / "audit.json")
+    assert list(audit["domains"]) == SITES
+    assert all(d["n_made"] == 16 and d["n_held_out"] >= 8 for d in audit["domains"].values())
+    assert audit["releasable"]  # a young factory remembers nothing
