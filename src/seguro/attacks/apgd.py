@@ -150,9 +150,7 @@ class APGD:
                 f"{self.name} needs at least {least} steps and one restart, found {self.steps} and "
                 f"{self.restarts}"
             )
-        if self.radii and (
-            self.radii[-1] != 1 or list(self.radii) != sorted(self.radii, reverse=True)
-        ):
+        if self.radii and (self.radii[-1] != 1 or list(self.radii) != sorted(self.radii, reverse=True)):
             raise ConfigError(f"radii must fall to 1, as {SEA_RADII}; found {self.radii}")
 
     def __call__(self, victim: Victim, x: Tensor, threat: Threat, seeds: Sequence[int]) -> Found:

@@ -105,11 +105,11 @@ def quality_csv(cases: Sequence[Predicted]) -> str:
 
 def doubt_csv(cases: Sequence[Predicted]) -> str:
     """Return a table of slices, most voxels expected to be wrong first; empty where there is none."""
-    rows = [(c.id, *s) for c in cases for s in c.slices or ()]
-    rows.sort(key=lambda r: (r[4], -r[2], r[0], r[1]))
+    rows = [(c.id, s) for c in cases for s in c.slices or ()]
+    rows.sort(key=lambda r: (r[1][3], -r[1][1], r[0], r[1][0]))
     return _table(
         ("case", "slice", "expected_wrong_voxels", "foreground_voxels", "annotated"),
-        [(_cell(str(c)), int(z), f"{wrong:.1f}", int(n), int(a)) for c, z, wrong, n, a in rows],
+        [(_cell(c), int(z), f"{wrong:.1f}", int(n), int(a)) for c, (z, wrong, n, a) in rows],
     )
 
 

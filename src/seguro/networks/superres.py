@@ -354,7 +354,7 @@ def training_bytes(size: Sequence[int], batch: int, network: SuperRes, *, decode
     one map of gradients; guidance is small beside them.
     """
     voxels, shape = float(batch * product(size)), network.shape
-    maps = decoders * (shape.width + 8 * shape.tail_width + LOSS_MAPS)
+    maps = float(decoders * (shape.width + 8 * shape.tail_width + LOSS_MAPS))
     at = product(network.scale)
     for level, width in enumerate(shape.widths):
         maps += (8 + (11 * decoders if level < len(network.pools) else 0)) * width / at
