@@ -32,8 +32,10 @@ def test_structural_similarity_of_constants_is_that_of_their_means():
 
 
 def test_opposite_structure_is_worse_than_none():
-    x = torch.randn(1, 1, 32, 32).clamp(-1, 1)
-    assert float(dissimilarity(x, -x)) > float(dissimilarity(x, torch.zeros_like(x))) > 0.9
+    wave = 0.3 * torch.sin(torch.arange(32.0)).repeat(1, 1, 32, 1)
+    flat = torch.full_like(wave, 0.5)
+    assert float(dissimilarity(flat + wave, flat - wave)) > 1.8
+    assert 0.9 < float(dissimilarity(flat + wave, flat)) < 1.1
 
 
 def test_the_loss_is_the_weighted_sum_at_the_resolution_that_is_seen():
