@@ -18,7 +18,7 @@ from seguro.networks.mixing import points_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 PLANS = {p.parent.name: read_yaml(p) for p in sorted(EXPERIMENTS.glob("*/experiment.yaml"))}
-NAMES = [n for n, plan in PLANS.items() if "arms" in plan and not {"kinds", "phases"} & set(plan)]
+NAMES = [n for n, plan in PLANS.items() if "arms" in plan and not {"kinds", "phases", "worlds"} & set(plan)]
 """Those of arms.py; others are read by scripts of their own."""
 FIELDS = {"data", "check", "plan", "edit", "train", "seeds", "folds", "cases", "checkpoints", "arms", "pairs"}
 
