@@ -63,6 +63,13 @@ def needs_support(method: str) -> bool:
     return get(method).needs.support
 
 
+def segments(method: str) -> bool:
+    """Return whether a run of the method predicts at all."""
+    from seguro.methods import get
+
+    return get(method).needs.segments
+
+
 def plan_fields(method: str) -> dict[str, Any]:
     """Return the plan's options in which a method leaves no choice."""
     from seguro.methods import get

@@ -125,11 +125,15 @@ def train(
     target = f"--data {shlex.quote(str(workspace))} --cases validation" if names != [api.ALL] else "IMAGES"
     if api.needs_support(method):
         target = "IMAGES --support IMAGE --support-label MASK"
+    then = f"seguro predict {shlex.quote(str(runs[0]))} {model} {target}"
+    if not api.segments(method):
+        run = shlex.quote(str(runs[0]))
+        then = f"seguro adapt {shlex.quote(str(data))} --from {run} --source SITE --target SITE"
     finish(
         out_console,
         result={"workspace": str(workspace), "runs": [str(r) for r in runs]},
         as_json=as_json,
-        then=" ".join(f"seguro predict {shlex.quote(str(runs[0]))} {model} {target}".split()),
+        then=" ".join(then.split()),
     )
 
 
