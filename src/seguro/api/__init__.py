@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from seguro.api.cases import ALL, cases_of_fold
 from seguro.api.configuration import (
-    (,
-)
     TrainOptions,
     configure,
     default_network,
