@@ -84,7 +84,8 @@ def figure(folders: Mapping[str, Path]) -> str:
     for i, (label, folder) in enumerate(folders.items()):
         found = read_json(folder / "curves.json")["curves"]
         points = [c for c in found if (c["attack"], c["class"]) == ("worst", "mean")]
-        series.append(Series(label, tuple((c["eps"], c["mean"]) for c in points), color=i))
+        band = tuple((c["eps"], c["low"], c["high"]) for c in points)
+        series.append(Series(label, tuple((c["eps"], c["mean"]) for c in points), band, color=i))
     axes = {"x_axis": "epsilon (255ths of the range)", "y_axis": "mean Dice, worst case"}
     return standalone(str(lines(series, **axes, limits=(0.0, 1.0))))
 

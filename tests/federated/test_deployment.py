@@ -183,11 +183,11 @@ def test_sites_recorded_what_left_and_the_page_shows_it(read):
 
 @pytest.mark.slow
 def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
-    work = read.folder / "liver.federation/server/work"
+    work, north = (read.folder / "liver.federation" / p / "work" for p in ("server", "sites/north"))
     calls = (work / "haproxy.log").read_text().splitlines()
     seen = {m[1] for x in calls if (m := re.search(r'"(\w+)" 200 ', x))}
     assert seen == set(SITES)
-    for log in (work / "superlink.log", read.folder / "liver.federation/sites/north/work/supernode.log"):
+    for log in (work / "superlink.log", north / "supernode.log"):
         assert not re.search(r"update available|telemetry|uv sync|pypi", log.read_text(), re.I)
 
 
