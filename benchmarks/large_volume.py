@@ -13,8 +13,8 @@ import os
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 import argparse
+import math
 import multiprocessing
-import resource
 import sys
 import time
 from itertools import product
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from seguro.core.files import write_json
+from seguro.core.memory import GIB, peak
 from seguro.core.stage import machine
 
 OUT = Path(__file__).parent / "large_volume.json"
@@ -31,7 +32,7 @@ WIDTH = 32
 
 def peak_gib() -> float:
     """Return the largest resident size of this process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    return round((peak() or math.nan) / GIB, 2)
 
 
 def whole(size: tuple[int, int, int], width: int) -> dict[str, Any]:

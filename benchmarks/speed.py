@@ -15,7 +15,6 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL
 import argparse
 import json
 import multiprocessing
-import resource
 import sys
 import time
 import warnings
@@ -27,6 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from seguro.core.files import write_json
+from seguro.core.memory import peak, reset_peak
 from seguro.core.stage import machine
 
 OUT = Path(__file__).parent / "speed.json"
@@ -449,22 +449,11 @@ def _peak(name: str, peer: bool) -> float:
     """Free what preparation left, then read the high-water mark before and after one call."""
     pair = JOBS[name].make()
     side = pair.peer if peer and pair.peer else pair.ours
-    clear = Path("/proc/self/clear_refs")
-    try:
-        clear.write_text("5")  # resets VmHWM to the current resident size
-    except OSError:
-        warnings.warn("cannot reset the memory high-water mark; peaks include preparation", stacklevel=1)
-    before = _resident_mb("VmRSS")
+    before = reset_peak()
+    if before is None:
+        raise SystemExit("this system does not tell the memory of a process: /proc/self/clear_refs")
     side()
-    return round(_resident_mb("VmHWM") - before, 1)
-
-
-def _resident_mb(field: str) -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    line = next(s for s in status.read_text().splitlines() if s.startswith(field))
-    return int(line.split()[1]) / 1024
+    return round(((peak() or 0) - before) / (1 << 20), 1)
 
 
 def main() -> int:

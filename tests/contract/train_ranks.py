@@ -1,12 +1,20 @@
-"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, on to UPDATES of four."""
+"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, on to UPDATES of four.
+
+In double precision: Adam divides small gradients by their own size, so that in single precision the rounding
+of another order of sums may not be told from a fault.
+"""
 
 from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from seguro import api
 from seguro.core.seeds import derive
@@ -18,13 +26,45 @@ from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.engine.signals import Stopped
-from seguro.inference.validate import dice_validation
+from seguro.inference import validate
 from seguro.methods import get
 from seguro.networks import build
+
+FLOAT = Tensor.float
+
+
+def doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
+
+def precise(double: bool) -> None:
+    """Make `Tensor.float`, by which losses leave mixed precision, and new tensors double, or not."""
+    torch.set_default_dtype(torch.float64 if double else torch.float32)
+    Tensor.float = Tensor.double if double else FLOAT  # type: ignore[method-assign]
+
+
+class Double(Loop):
+    """Gives the method batches in double precision."""
+
+    def _batch(self, update: int) -> Any:
+        batch, ids = super()._batch(update)
+        return replace(batch, **{f.name: doubled(getattr(batch, f.name)) for f in fields(batch)}), ids
 
 
 def main(name: str, workspace: Path, out: Path, until: int) -> None:
     torch.set_num_threads(1)
+    precise(True)
+    decide = validate.decide
+
+    def single(predictor: Any, image: Any, runtime: Runtime) -> Any:
+        """Inference allocates in single precision."""
+        precise(False)
+        try:
+            return decide(deepcopy(predictor).float(), image, runtime)
+        finally:
+            precise(True)
+
+    validate.decide = single
     with Runtime("cpu") as runtime:
         manifest = manifests.load(workspace / "check" / "manifest.json")
         plan = planner.load(workspace / "plan" / "plan.json")
@@ -32,6 +72,7 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
         kind = get(name)
         torch.manual_seed(derive(0, "init"))
         method = kind(kind.Config.model_validate(kind.presets["tiny"]), plan, build)
+        method.modules.double()
         train, validation = api.cases_of_fold(manifest, plan, "0", kind.needs.labels)
         hide, regions = kind.needs.labels == "none", method.needs.regions
         # half are without labels where a method mixes both kinds, as in conftest
@@ -42,9 +83,9 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
             compute(cases, regions, axis=plan.slice_axis)
         runtime.barrier()
         watched = kind.needs.segments and kind.needs.monitor
-        validate = dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
+        score = validate.dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
         limits = Limits(updates=4, validations=2)
-        loop = Loop(method, cases, out, runtime, limits, batch=4, seed=0, validate=validate)
+        loop = Double(method, cases, out, runtime, limits, batch=4, seed=0, validate=score)
         if until < 4:
             loop.progress = lambda p: loop._stop.set() if p.update == until else None
         with suppress(Stopped):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from seguro.core.memory import Memory, main_memory
+from seguro.core import memory
+from seguro.core.memory import Memory, main_memory, peak, reset_peak
 
 GIB = 1 << 30
 
@@ -64,3 +66,20 @@ def test_a_system_that_does_not_say(tmp_path, text):
         (tmp_path / "proc").mkdir()
         (tmp_path / "proc" / "meminfo").write_text(text)
     assert main_memory(tmp_path) is None
+
+
+def test_a_peak_counts_from_the_reset_and_stays_when_memory_is_given_back():
+    held = reset_peak()
+    if held is None:
+        pytest.skip("this system does not tell the peak of a process")
+    size = 64 << 20
+    block = np.ones(size, np.uint8)
+    del block
+    assert 0.9 * size < peak() - held < 1.5 * size
+    assert reset_peak() - held < 0.5 * size and peak() - held < 0.5 * size
+
+
+def test_a_system_without_the_files_of_processes_gives_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "none" / "clear_refs")
+    assert reset_peak() is None and peak() is None

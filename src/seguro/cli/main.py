@@ -150,7 +150,3 @@ def _complain(message: str) -> None:
 def run() -> None:
     """Entry point of the `seguro` script."""
     sys.exit(main())
-
-
-if __name__ == "__main__":
-    run()

@@ -1,4 +1,4 @@
-"""How much memory this machine, or the container in which it looks like one, has left."""
+"""How much memory this machine, or a container that looks like one, has left; what a process used."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 GIB = 1 << 30
+STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 class Memory(NamedTuple):
@@ -47,3 +49,28 @@ def _limit(group: Path) -> Memory | None:
             continue  # no such group, or "max"
         return Memory(total, max(total - taken, 0))
     return None
+
+
+def reset_peak() -> int | None:
+    """Begin a new `peak` and return the bytes that this process holds now; None where the system cannot."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return None
+    return _status("VmRSS")
+
+
+def peak() -> int | None:
+    """Return the most bytes that this process held at once since `reset_peak`, or since it began.
+
+    Unlike `ru_maxrss` it holds nothing of the process that started this one. None where not told.
+    """
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    try:
+        line = next(s for s in STATUS.read_text().splitlines() if s.startswith(field + ":"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) << 10

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from seguro.core.errors import ConfigError
+from seguro.core.memory import peak, reset_peak
 from seguro.core.types import Grid, Three, Volume
 from seguro.data.formats import write_label
 from seguro.data.preprocess import to_planned
@@ -36,8 +37,6 @@ Guidance = Literal["own", "zeroed", "exchanged"]
 that show how much guidance contributes."""
 WARM: Three = (8, 16, 16)
 """Voxels of the first call, which is not measured."""
-STATUS = Path("/proc/self/status")
-CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -179,23 +178,13 @@ def _reset(device: str) -> float | None:
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 1e6
-    try:
-        CLEAR.write_text("5")  # resets VmHWM to the resident size of now
-    except OSError:
-        return None
-    return _status_mb("VmRSS")
+    held = reset_peak()
+    return None if held is None else held / 1e6
 
 
 def _peak(device: str) -> float | None:
     """Return the largest MB in use since the reset."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return _status_mb("VmHWM")
-
-
-def _status_mb(field: str) -> float | None:
-    try:
-        line = next(s for s in STATUS.read_text().splitlines() if s.startswith(field))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) / 1024
+    most = peak()
+    return None if most is None else most / 1e6
