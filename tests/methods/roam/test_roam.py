@@ -139,6 +139,34 @@ def test_fitted_by_voxel_a_guess_without_weight_moves_nothing_wherever_it_lands(
         assert torch.equal(*trained) == same
 
 
+def test_without_mixing_it_does_not_matter_by_what_is_fitted():
+    found = []
+    for fitted_by in ("sample", "voxel"):
+        method, run = made(layers=("none",), fitted_by=fitted_by, dice_weight=1.0, group=2, network="unet")
+        out = method.update(batch(), run)
+        found.append([out["supervised"].item(), out["unlabelled"].item()])
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("mixing", ["linear", "mask"])
+def test_fitted_by_voxel_every_voxel_of_a_group_weighs_the_same(mixing):
+    """However small the box is by which a label or a guess got into a sample of the other kind."""
+    how = {"layers": ("I",), "partner": "other", "group": 2, "mixing": mixing, "lambda_per": "sample"}
+    method, run = made(network="unet", fitted_by="voxel", **how)
+    data = batch()
+    plan = method.mix_plan(data.image, run)
+    labelled = data.labelled > 0
+    target = torch.randn(8, 3, SIZE, SIZE).softmax(1)
+    share = plan(data.labelled.reshape(8, 1, 1, 1).expand(8, 1, SIZE, SIZE)).squeeze(1)
+    logits = torch.randn(8, 3, SIZE, SIZE)
+    got = method._losses(logits, target, torch.ones(8, SIZE, SIZE), labelled, plan)
+    per_voxel = -(plan(target) * logits.log_softmax(1)).sum(1)
+    square = (logits.softmax(1) - plan(target)).square().mean(1)
+    for loss, value, part in zip(got, (per_voxel, square), (share, 1 - share), strict=True):
+        pairs = [(value * part)[i : i + 2].sum() / part[i : i + 2].sum() for i in range(0, 8, 2)]
+        assert loss.item() == pytest.approx(sum(pairs).item() / 4, rel=1e-5)
+
+
 def test_a_step_without_gradients_shrinks_every_parameter():
     method, run = made(decay="paper")
     before = weights(method)

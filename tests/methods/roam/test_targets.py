@@ -40,6 +40,13 @@ def test_sharpening_sums_to_one_also_of_certain_guesses():
     assert torch.allclose(sharpen(p, 0.3, THREE).sum(1), torch.ones(2, 5, 5), atol=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.005])
+def test_an_unsure_guess_stays_one_at_any_temperature(temperature):
+    assert torch.allclose(sharpen(torch.full((1, 3, 2, 2), 1 / 3), temperature, THREE).sum(1), torch.ones(1))
+    assert torch.allclose(sharpen(spread(0.5, 0.5), temperature, REGIONS), spread(0.5, 0.5))
+    assert torch.allclose(sharpen(spread(0.4, 0.6), 0.005, TWO), spread(0.0, 1.0))
+
+
 def test_a_region_is_sharpened_against_its_complement():
     assert torch.allclose(sharpen(spread(0.6, 0.1), 0.5, REGIONS), spread(0.6923, 0.01 / 0.82), atol=5e-5)
 
@@ -117,6 +124,20 @@ def test_voxels_that_do_not_count_change_nothing():
         assert not torch.equal(loss(logits, target, counts, THREE), loss(logits * 2, target, counts, THREE))
         empty = loss(logits[:0], target[:0], counts[:0], THREE)
         assert empty.item() == 0
+
+
+@pytest.mark.parametrize("loss", [soft_cross_entropy, squared_error, dice_of_soft])
+def test_in_a_group_a_sample_weighs_as_much_as_of_it_counts(loss):
+    logits, target = torch.randn(4, 3, 4, 4), torch.randn(4, 3, 4, 4).softmax(1)
+    counts = torch.ones(4, 4, 4)
+    counts[0], counts[1, 1:], counts[3, 2:] = 0, 0, 0  # 0 and 4 voxels; 16 and 8
+    each = [loss(*(x[i : i + 1] for x in (logits, target, counts)), THREE) for i in range(4)]
+    pairs = (each[1] + (2 * each[2] + each[3]) / 3) / 2
+    assert loss(logits, target, counts, THREE, group=2).item() == pytest.approx(pairs.item(), rel=1e-5)
+    whole = (4 * each[1] + 16 * each[2] + 8 * each[3]) / 28
+    assert loss(logits, target, counts, THREE, group=4).item() == pytest.approx(whole.item(), rel=1e-5)
+    assert loss(logits, target, counts, THREE).item() == pytest.approx(sum(each).item() / 4, rel=1e-5)
+    assert loss(logits, target, 0 * counts, THREE, group=2).item() == 0
 
 
 @pytest.mark.parametrize("annotated", [(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)])

@@ -56,6 +56,8 @@ class Roam:
         for layer in self.layers:
             if layer != UNMIXED:
                 self.points.mixed_at(layer, config.skips)  # refuses here what it would refuse in training
+        self.even = config.group if config.fitted_by == "voxel" else None
+        """Samples over which every voxel weighs the same; None: every sample does."""
         self.shares = Shares(plan.classes)
 
     def optimisers(self) -> dict[str, Optim]:
@@ -179,9 +181,10 @@ class Roam:
     def _fit(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
         """Return the loss against labels."""
         c, classes = self.config, self.plan.classes
-        loss = c.cross_entropy_weight * soft_cross_entropy(logits, target, counts, classes)
+        args = (logits, target, counts, classes)
+        loss = c.cross_entropy_weight * soft_cross_entropy(*args, group=self.even)
         if c.dice_weight:
-            loss = loss + c.dice_weight * dice_of_soft(logits, target, counts, classes)
+            loss = loss + c.dice_weight * dice_of_soft(*args, group=self.even)
         return loss
 
     def _fit_guesses(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ class Roam:
         if self.config.unlabelled_loss == "same":
             return self._fit(logits, target, counts)
         summed = self.config.lambda_norm == "sum"
-        return squared_error(logits, target, counts, self.plan.classes, summed=summed)
+        return squared_error(logits, target, counts, self.plan.classes, summed=summed, group=self.even)
 
     @torch.no_grad()
     def _shrink(self) -> None:

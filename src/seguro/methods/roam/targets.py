@@ -19,13 +19,16 @@ COUNTS = 1 - 1e-6
 def sharpen(p: Tensor, temperature: float, classes: Classes) -> Tensor:
     """Return probabilities (N, n, *size) to the power 1 / temperature, normalized again.
 
-    Over classes, or for overlapping regions each against its complement.
+    Over classes, or for overlapping regions each against its complement. The largest is divided out before
+    the power, which at low temperatures would otherwise be 0 for all.
     """
     if temperature == 1:
         return p
-    power = p ** (1 / temperature)
     if classes.regions:
-        return power / (power + (1 - p) ** (1 / temperature))
+        largest = torch.maximum(p, 1 - p)
+        power = (p / largest) ** (1 / temperature)
+        return power / (power + ((1 - p) / largest) ** (1 / temperature))
+    power = (p / p.amax(1, keepdim=True)) ** (1 / temperature)
     return power / power.sum(1, keepdim=True)
 
 
