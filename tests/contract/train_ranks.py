@@ -1,4 +1,4 @@
-"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT, on to UPDATES of four.
+"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT: two updates, resumed for two.
 
 In double precision: Adam divides small gradients by their own size, so that in single precision the rounding
 of another order of sums may not be told from a fault.
@@ -30,7 +30,7 @@ from seguro.inference import validate
 from seguro.methods import get
 from seguro.networks import build
 
-FLOAT = Tensor.float
+FLOAT, DECIDE = Tensor.float, validate.decide
 
 
 def doubled(value: Any) -> Any:
@@ -51,19 +51,18 @@ class Double(Loop):
         return replace(batch, **{f.name: doubled(getattr(batch, f.name)) for f in fields(batch)}), ids
 
 
+def single(predictor: Any, image: Any, runtime: Runtime) -> Any:
+    """Decide in single precision, in which inference allocates."""
+    precise(False)
+    try:
+        return DECIDE(deepcopy(predictor).float(), image, runtime)
+    finally:
+        precise(True)
+
+
 def main(name: str, workspace: Path, out: Path, until: int) -> None:
     torch.set_num_threads(1)
     precise(True)
-    decide = validate.decide
-
-    def single(predictor: Any, image: Any, runtime: Runtime) -> Any:
-        """Inference allocates in single precision."""
-        precise(False)
-        try:
-            return decide(deepcopy(predictor).float(), image, runtime)
-        finally:
-            precise(True)
-
     validate.decide = single
     with Runtime("cpu") as runtime:
         manifest = manifests.load(workspace / "check" / "manifest.json")
@@ -93,4 +92,5 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    for until in (2, 4):
+        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), until)
