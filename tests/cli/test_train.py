@@ -112,7 +112,7 @@ def test_nothing_is_written_into_the_data_folder(phantom_folder, capsys):
 @pytest.mark.slow
 def test_the_whole_command_under_torchrun(phantom_folder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "seguro.cli.main", "train", str(phantom_folder), "--out", str(tmp_path / "two"), *SMALL]
+    command = ["-m", "seguro", "train", str(phantom_folder), "--out", str(tmp_path / "two"), *SMALL]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -67,7 +67,7 @@ def test_check_of_a_hundred_thousand_ends(tmp_path, names):
             (data / f"f{i}").mkdir()
     else:
         fill(data, names, 100_000)
-    command = [sys.executable, "-m", "seguro.cli.main", "check", str(data), "--out", str(tmp_path / "w")]
+    command = [sys.executable, "-m", "seguro", "check", str(data), "--out", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 2 and len(done.stdout + done.stderr) < CHARACTERS
 
