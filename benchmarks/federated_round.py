@@ -57,7 +57,7 @@ def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int
             site.settle()
 
     server = Server(federation, folder / "run", GridFleet(InProcess(nodes, after=settle)))
-    server.gather()
+    server.admission.gather(first=True)
     plan = server.plan()
     server.agree(plan)
     server.begin(plan)

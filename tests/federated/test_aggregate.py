@@ -44,7 +44,8 @@ def test_one_site_is_its_own_mean():
 
 
 @pytest.mark.parametrize(
-    ("n", "share", "dropped"), [(5, 0.2, 1), (10, 0.2, 2), (3, 0.1, 1), (4, 0.0, 0), (2, 0.4, 0)]
+    ("n", "share", "dropped"),
+    [(5, 0.2, 1), (10, 0.2, 2), (3, 0.1, 1), (4, 0.0, 0), (2, 0.4, 0), (100, 0.29, 29)],
 )
 def test_the_trimmed_mean_drops_so_many_at_either_end(n, share, dropped):
     found = updates(n)

@@ -59,7 +59,7 @@ class Reader:
         self.said: dict[str, str] = {}
 
     def start(self, text: str, log: str) -> subprocess.Popen:
-        tools = f'seguro() {{ "{sys.executable}" -m seguro.cli.main "$@"; }}\n'
+        tools = f'seguro() {{ "{sys.executable}" -m seguro "$@"; }}\n'
         tools += f'python() {{ "{sys.executable}" "$@"; }}\n'
         with (self.folder / log).open("wb") as stream:
             return subprocess.Popen(

@@ -68,7 +68,13 @@ DATA = message.to_bytes(UPDATE)
         pytest.param(with_head(round="one"), id="round-is-text"),
         pytest.param(with_head(weight=-1), id="negative-weight"),
         pytest.param(with_head(weight=float("nan")), id="weight-not-a-number"),
+        pytest.param(with_head(weight=10**400), id="weight-beyond-any-float"),
+        pytest.param(with_head(weight=True), id="weight-is-a-truth"),
         pytest.param(with_head(metrics=[1]), id="metrics-no-mapping"),
+        pytest.param(with_head(metrics={"dice": "good"}), id="a-metric-is-text"),
+        pytest.param(with_head(metrics={"dice": None}), id="a-metric-is-nothing"),
+        pytest.param(with_head(metrics={"dice": float("nan")}), id="a-metric-is-not-a-number"),
+        pytest.param(with_head(metrics={"loss": -(10**400)}), id="a-metric-beyond-any-float"),
         pytest.param(with_head(site=None), id="no-site"),
     ],
 )

@@ -6,9 +6,11 @@ import pytest
 from seguro.core.errors import ConfigError
 from seguro.federated.audit import Audit, verify
 from seguro.federated.message import METRICS, Refusal, Task, Update, to_bytes
-from seguro.federated.policy import Asked, Guarded, Policy, against, asked_by, held_back, read_policy
+from seguro.federated.policy import Asked, Guarded, Policy, against, asked_by, held_back, lets, read_policy
 
-RUN = {"method": "roam", "rounds": 20, "updates": 50, "clip": 1.0, "noise": 1.1, "epsilon": 8.0}
+RUN = {"method": "roam", "rounds": 20, "updates": 50, "clip": 1.0, "noise": 1.1, "epsilon": 8.0} | {
+    "delta": 1e-5
+}
 PLAN = {"classes": {"names": ["background", "liver", "spleen"], "regions": False}}
 AGREE = Task("r", 0, "agree", config={"spec": RUN, "plan": PLAN})
 TRAIN = Task("r", 1, "train", {"w": np.zeros(4, np.float32)})
@@ -22,7 +24,13 @@ def gate(tmp_path, **policy) -> Guarded:
 def test_a_run_is_read_from_the_task_that_describes_it():
     asked = asked_by(AGREE)
     assert asked == Asked(
-        method="roam", classes=("liver", "spleen"), rounds=20, updates=50, private=True, epsilon=8.0
+        method="roam",
+        classes=("liver", "spleen"),
+        rounds=20,
+        updates=50,
+        private=True,
+        epsilon=8.0,
+        delta=1e-5,
     )
     regions = {"classes": {"names": ["whole", "core"], "regions": True}}
     assert asked_by(Task("r", 0, "agree", config={"spec": RUN, "plan": regions})).classes == ("whole", "core")
@@ -36,9 +44,10 @@ def test_a_run_is_read_from_the_task_that_describes_it():
         ({"classes": ["liver"]}, "classes spleen are not allowed here, only liver"),
         ({"rounds": 19}, "20 rounds, at most 19"),
         ({"updates": 49}, "50 updates a round, at most 49"),
-        ({"epsilon": 7.9}, "epsilon up to 7.9 is asked for here, found a budget of 8.0"),
+        ({"epsilon": 7.9}, "epsilon up to 7.9 at delta 1e-05 is asked for here, found a budget of 8.0"),
+        ({"epsilon": 8.0, "delta": 1e-6}, "at delta 1e-06 is asked for here, found a budget of 8.0 at delta"),
     ],
-    ids=["method", "class", "rounds", "updates", "epsilon"],
+    ids=["method", "class", "rounds", "updates", "epsilon", "delta"],
 )
 def test_each_key_refuses_a_run(tmp_path, policy, said):
     with pytest.raises(Refusal, match=said):
@@ -55,11 +64,15 @@ def test_a_policy_that_fits_admits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"noise": 0.0}, {"clip": None}, {"epsilon": None}], ids=["noise", "clip", "budget"]
+    "change",
+    [{"noise": 0.0}, {"clip": None}, {"epsilon": None}, {"delta": None}, {"delta": 0.5}],
+    ids=["noise", "clip", "budget", "no-delta", "delta"],
 )
 def test_half_of_privacy_is_none(change):
+    """An epsilon that fails every other time protects nobody, and lets no large message out."""
     asked = asked_by(Task("r", 0, "agree", config={"spec": RUN | change, "plan": PLAN}))
     assert against(Policy(epsilon=100.0), asked, 0)
+    assert held_back(Policy(largest_message_mb=0.001), asked, SENT, 5000)
 
 
 def test_a_round_too_many_is_refused():
@@ -99,8 +112,19 @@ def test_a_large_message_leaves_only_with_privacy():
     data = to_bytes(SENT)
     assert len(data) > 4000
     assert "without differential privacy" in held_back(policy, Asked(), SENT, len(data))[0]
-    assert held_back(policy, Asked(private=True), SENT, len(data)) == []
+    assert held_back(policy, asked_by(AGREE), SENT, len(data)) == []
     assert held_back(policy, Asked(), SENT, 4000) == []
+
+
+@pytest.mark.parametrize("kept", ["losses", "scores", "counts"])
+def test_numbers_that_may_not_leave_are_left_out(kept):
+    update = Update("r", "n", 1, "train", SENT.arrays, 7.0, {"loss": 1.0, "dice.a": 0.5, "n_cases": 7.0})
+    name = {"losses": "loss", "scores": "dice.a", "counts": "n_cases"}[kept]
+    policy = Policy(may_leave=[x for x in Policy().may_leave if x != kept])
+    left = lets(policy, update)
+    assert set(left.metrics) == set(update.metrics) - {name} and left.arrays is update.arrays
+    assert left.weight == (1.0 if kept == "counts" else 7.0)
+    assert held_back(policy, Asked(), left, 10) == []
 
 
 def test_a_refusal_always_leaves():

@@ -1,5 +1,6 @@
 """Start-up folders: who may connect, what is secret, and that a second run breaks nothing."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def certificate(path: Path) -> x509.Certificate:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_commands_in_the_read_me_files_are_those_of_the_program(made):
+    """A server that follows its own page must not be told that an option does not exist."""
+    import inspect
+
+    from seguro.cli.federate_server import server
+    from seguro.cli.federate_site import site
+
+    takes = {"server": inspect.signature(server), "site": inspect.signature(site)}
+    for path in (made / "server/README.md", made / "sites/north/README.md"):
+        for what, rest in re.findall(r"seguro federate (server|site) (.+)", path.read_text()):
+            options = {x[2:].replace("-", "_") for x in rest.split() if x.startswith("--")}
+            assert options <= set(takes[what].parameters)
+            places = [x for x in rest.split() if not x.startswith("--")]
+            required = [p for p in takes[what].parameters.values() if p.default is p.empty]
+            assert len(places) == len(required), rest
 
 
 def test_a_site_gets_no_secret_but_its_own(made):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from seguro.core.errors import RunError
+from seguro.core.errors import ConfigError, RunError
 from seguro.data import manifest as manifests
 from seguro.data import phantom
 from seguro.engine.model import load_model
 from seguro.federated import exchange, message, record
+from seguro.federated.audit import Audit, verify
 from seguro.federated.message import Task
+from seguro.federated.policy import Guarded, Policy
 from seguro.federated.simulate import simulate
 from seguro.federated.site import Site
 from seguro.federated.worker import Worker
@@ -35,6 +37,9 @@ class Tapped:
 
     def admit(self, task, data):
         self.tasks.append((task, data))
+
+    def lets(self, update):
+        return update
 
     def release(self, update, data):
         self.updates.append((update, data))
@@ -100,6 +105,9 @@ class Forgetful:
 
     def admit(self, task, data):
         self.site._training = None
+
+    def lets(self, update):
+        return update
 
     def release(self, update, data):
         pass
@@ -211,6 +219,32 @@ def test_a_task_without_an_agreed_plan_is_refused(sites):
     site = sites()["a"]
     answer = message.update_from(site.answer(message.to_bytes(Task("unheard-of", 1, "train"))))
     assert "no plan was agreed on" in answer.refused
+
+
+def test_a_site_that_keeps_its_numbers_still_takes_part(sites, federation, tmp_path):
+    """Its weights travel, no loss, no score and no count with them."""
+    found = sites()
+    found["a"].gate = Guarded(Policy(may_leave=["facts", "weights"]), Audit(tmp_path / "audit.jsonl"))
+    simulate(federation("ab", run="mute", rounds=1, updates=1), found, tmp_path / "run")
+    line, scores = record.lines(tmp_path / "run")
+    assert line["took_part"] == ["a", "b"] and line["metrics"]["a"] == scores["metrics"]["a"] == {}
+    assert scores["metrics"]["b"]["dice"] == scores["score"]
+    log = list(verify(tmp_path / "audit.jsonl"))
+    assert not any(x["metrics"] or x["refused"] for x in log)
+
+
+def test_a_policy_is_not_lost_on_the_way_into_a_process(sites, federation, tmp_path):
+    found = sites()
+    found["a"].gate = Guarded(Policy(), Audit(tmp_path / "audit.jsonl"))
+    with pytest.raises(ConfigError, match="sites a have a policy"):
+        simulate(federation("ab", run="lost"), found, tmp_path / "run", processes=True)
+
+
+def test_personal_layers_of_a_network_without_any_are_refused(sites, federation, tmp_path, monkeypatch):
+    monkeypatch.setattr(exchange, "norms", lambda method: frozenset())
+    run = federation("a", run="bare-bn", strategy={"personal": "norm"})
+    with pytest.raises(ConfigError, match="no normalization layer"):
+        simulate(run, sites("a"), tmp_path / "run")
 
 
 def test_the_model_works_like_any_other(sites, federation, folders, tmp_path):

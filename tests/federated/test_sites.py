@@ -56,11 +56,30 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
         ({"strategy": {"aggregation": "mean"}}, "aggregation"),
         ({"strategy": {"quorum": 3}}, "quorum of 3 of 2"),
         ({"strategy": {"privacy": {"clip": 1.0}}}, "must count the same"),
+        ({"strategy": {"aggregate": "trimmed"}}, "3 sites or more, here are 2"),
+        ({"strategy": {"trim": 0.3}}, "only trimmed trims"),
+        ({"strategy": {"aggregate": "uniform", "privacy": {"clip": 1, "noise": 0, "budget": 8}}}, "noise"),
+        (
+            {"strategy": {"aggregate": "uniform", "privacy": {"clip": 1, "budget": 0.1}}},
+            "before the first round",
+        ),
         ({"rounds": 0}, "rounds"),
         ({"name": "a/b"}, "--name"),
         ({"settings": {"no_such": 1}}, "no_such"),
     ],
-    ids=["trim", "unknown", "quorum", "weighted-privacy", "no-round", "name", "setting"],
+    ids=[
+        "trim",
+        "unknown",
+        "quorum",
+        "weighted-privacy",
+        "too-few-to-trim",
+        "trim-of-a-mean",
+        "budget-without-noise",
+        "budget-of-no-round",
+        "no-round",
+        "name",
+        "setting",
+    ],
 )
 def test_options_that_cannot_be_are_refused_and_named(change, word):
     with pytest.raises(ConfigError, match=word):

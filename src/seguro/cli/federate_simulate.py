@@ -126,7 +126,7 @@ def describe(
     for reason in found.plan.reasons:
         say(f"  {reason}")
     up, down = found.bytes_up / 1e6, found.bytes_down / 1e6
-    say(f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {options.rounds} rounds:")
+    say(f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {found.rounds} rounds:")
     say(f"  {len(found.arrays)} arrays of weights a round, and losses, Dice, counts and seconds as numbers")
     for site, facts in found.facts.items():
         hours = found.hours.get(site)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from seguro.core.errors import DataError
 from seguro.federated.message import Arrays
 
+ROUNDING = 1e-9
+"""A share of .29 of 100 is 28.999999999999996 in binary, and 29 is meant."""
 BLOCK = 1 << 15
 """Numbers that are averaged at a time."""
 
@@ -65,7 +67,7 @@ def trimmed(updates: Sequence[Arrays], share: float) -> dict[str, NDArray[Any]]:
     is dropped at either end, and at least one when share > 0 and there are three or more sites.
     """
     n = len(updates)
-    k = int(share * n)
+    k = int(share * n + ROUNDING)
     if share > 0 and n > 2:
         k = max(k, 1)
     k = min(k, (n - 1) // 2)

@@ -17,7 +17,8 @@ from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
-from seguro.federated import exchange, message
+from seguro.federated import compression, exchange, message
+from seguro.federated.accountant import rounds_within
 from seguro.federated.local import Spec, at, seen_by
 from seguro.federated.message import Arrays
 from seguro.federated.plan import at_site, merged
@@ -28,8 +29,6 @@ from seguro.networks.unet import training_bytes
 
 PROBED = 3
 """Updates that are timed, the first of them not counted."""
-SHARE = {"none": 1.0, "fp16": 0.5, "int8": 0.25}
-"""Bytes of a coded update over those of the arrays, at most."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,11 @@ class Foretold:
     arrays: tuple[str, ...]
     """Names of what would travel in every round."""
     bytes_up: int
-    """From each site over the whole run, at most."""
+    """From each site over the whole run, at most; where a part of the sites is drawn, on average."""
     bytes_down: int
-    """To each site."""
+    """To each site: to train on, and in rounds with scores also where it was not drawn."""
+    rounds: int
+    """Those asked for, or as many as the privacy budget allows."""
     hours: Mapping[str, float]
     """Local training by site, at the speed of this machine; sites with nothing to learn from are left out."""
 
@@ -57,14 +58,20 @@ def foretold(federation: Federation, sites: Mapping[str, Site], scratch: Path) -
     spec = Spec.settled(federation, plan)
     arrays = begun(spec, plan)
     size = message.payload_bytes(arrays)
-    share = federation.strategy.drawn(len(federation.sites)) / len(federation.sites)
-    rounds = federation.rounds * share
+    s = federation.strategy
+    share = s.drawn(len(federation.sites)) / len(federation.sites)
+    planned = federation.rounds
+    if s.privacy is not None and s.privacy.budget is not None:
+        planned = min(planned, rounds_within(s.privacy, 1.0))
+    rounds = planned * share
+    scored = (planned - 1) // s.evaluate_every
     return Foretold(
         facts=facts,
         plan=plan,
         arrays=tuple(sorted(arrays)),
-        bytes_up=int(size * SHARE[federation.strategy.coding] * rounds),
-        bytes_down=int(size * (rounds + 1)),
+        bytes_up=int(compression.largest_bytes(arrays, s.coding) * rounds),
+        bytes_down=int(size * (scored + (planned - scored) * share + 1)),
+        rounds=planned,
         hours={
             name: seconds * spec.updates * rounds / 3600
             for name, site in sites.items()

@@ -81,6 +81,13 @@ def checked(site: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         DataError: other keys, or values that cannot be.
     """
+    try:
+        return _checked(site, facts)
+    except (TypeError, ValueError, KeyError) as error:  # numbers where lists should be, and the like
+        raise DataError(f"site {site}: facts of another form than the agreed one") from error
+
+
+def _checked(site: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     if set(facts) != set(KEYS):
         odd = sorted(set(facts) ^ set(KEYS))
         raise DataError(
@@ -91,6 +98,7 @@ def checked(site: str, facts: Mapping[str, Any]) -> Mapping[str, Any]:
     shaped = all(len(facts[k]) == 3 for k in ("spacing", "extent")) and all(
         len(facts[k]) == n for k in ("intensity", "lowest", "foreground")
     )
+    classes_of(facts)
     numbers = [x for v in (*facts["spacing"], *facts["extent"]) for x in v]
     if not (whole and shaped and facts["n_cases"] and len(numbers) == 6 * len(LEVELS)):
         raise DataError(f"site {site}: facts of another form than the agreed one")

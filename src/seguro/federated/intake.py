@@ -15,6 +15,10 @@ from seguro.federated.message import Action, Arrays, Update
 
 HEAD_BYTES = 1 << 16
 """That an update may have beyond its arrays."""
+ENTRY_BYTES = 200
+"""That the head of the arrays may have for each of them, besides its name: type, shape and place."""
+COUNTS = ("n_cases", "n_labelled", "n_validation")
+"""Numbers that cannot be more than the cases that a site told of."""
 
 
 class NoAnswer(DataError):
@@ -32,6 +36,12 @@ class Question:
     """None where the question is who it is."""
     limit: int = HEAD_BYTES
     """Largest answer in bytes."""
+
+
+def largest(arrays: Arrays, coding: str) -> int:
+    """Return the bytes of the largest update that may come of these arrays; more is refused unread."""
+    heads = sum(len(name.encode()) + ENTRY_BYTES for name in arrays)
+    return HEAD_BYTES + heads + compression.largest_bytes(arrays, coding)
 
 
 def read(answer: Answer, asked: Question) -> Update:
@@ -61,14 +71,37 @@ def read(answer: Answer, asked: Question) -> Update:
     return update
 
 
-def values(update: Update, old: Arrays, *, coding: str, classes: Sequence[str]) -> Update:
-    """Return the update with the site's new values in place of what travelled, and its allowed metrics.
+def numbers(update: Update, *, classes: Sequence[str], n_cases: int) -> Update:
+    """Return the update with the metrics that may travel.
+
+    What a site says of itself decides how much it counts and which round is taken: it cannot count for more
+    cases than it told of before round 1, nor be better than perfect.
+
+    Args:
+        update: as received.
+        classes: foreground classes of the plan.
+        n_cases: that the site told of.
+
+    Raises:
+        DataError: a count or a score that cannot be; the site is named.
+    """
+    if update.weight > n_cases:
+        raise DataError(f"site {update.site}: a weight of {update.weight:g}, it told of {n_cases} cases")
+    metrics = message.allowed(update.metrics, classes)
+    for name, value in metrics.items():
+        most = 1 if name.startswith("dice") else n_cases if name in COUNTS else None
+        if (value < 0 and name != "loss") or (most is not None and value > most):
+            raise DataError(f"site {update.site}: {name} of {value:g}, expected 0 to {most or 'any'}")
+    return replace(update, metrics=metrics)
+
+
+def values(update: Update, old: Arrays, *, coding: str) -> Update:
+    """Return the update with the site's new values in place of what travelled.
 
     Args:
         update: as received.
         old: the weights that the round began with.
         coding: the one agreed on.
-        classes: foreground classes of the plan.
 
     Raises:
         DataError: another coding, other names, shapes or types, or a value that is not finite.
@@ -82,4 +115,4 @@ def values(update: Update, old: Arrays, *, coding: str, classes: Sequence[str]) 
         except DataError as error:
             raise DataError(f"site {update.site}: {error}") from error
     aggregate.check(update.site, new, old)
-    return replace(update, arrays=new, metrics=message.allowed(update.metrics, classes))
+    return replace(update, arrays=new)

@@ -58,6 +58,7 @@ class Spec(Record):
     """Length that a site's change is cut to before it leaves."""
     noise: float | None = None
     epsilon: float | None = None
+    delta: float | None = None
     """What the server says of privacy; a site's policy may ask for it."""
 
     @classmethod
@@ -91,6 +92,7 @@ class Spec(Record):
             clip=s.privacy.clip if s.privacy else None,
             noise=s.privacy.noise if s.privacy else None,
             epsilon=s.privacy.budget if s.privacy else None,
+            delta=s.privacy.delta if s.privacy else None,
         )
 
     def check(self, plan: Plan) -> None:

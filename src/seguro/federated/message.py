@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
@@ -88,6 +89,9 @@ class Gate(Protocol):
     def admit(self, task: Task, data: bytes) -> None:
         """Take note of a task that came in; Refusal where the site's policy forbids it."""
 
+    def lets(self, update: Update) -> Update:
+        """Return the update without the numbers that may not leave; the rest of it still may or may not."""
+
     def release(self, update: Update, data: bytes) -> None:
         """Take note of an update about to leave; Refusal where the site's policy forbids it."""
 
@@ -97,6 +101,10 @@ class Open:
 
     def admit(self, task: Task, data: bytes) -> None:
         """Let it in."""
+
+    def lets(self, update: Update) -> Update:
+        """Return it as it is."""
+        return update
 
     def release(self, update: Update, data: bytes) -> None:
         """Let it out."""
@@ -133,8 +141,10 @@ def update_from(data: bytes, *, limit: int | None = None) -> Update:
         raise DataError(f"an update of {len(data)} bytes, at most {limit} were expected; refused unread")
     head, arrays = _parsed(data, "Update")
     found: Update = _made(Update, head, arrays)
-    if not math.isfinite(found.weight) or found.weight < 0:
-        raise DataError(f"site {found.site}: weight {found.weight}, expected a finite number from 0 up")
+    if not (_is_number(found.weight) and found.weight >= 0):
+        raise DataError(f"site {found.site}: a weight that is no finite number from 0 up")
+    if odd := [name for name, value in found.metrics.items() if not _is_number(value)]:
+        raise DataError(f"site {found.site}: {odd[0]!r} is no finite number")
     return found
 
 
@@ -166,6 +176,12 @@ def _parsed(data: bytes, kind: str) -> tuple[dict[str, Any], dict[str, NDArray[A
     if head.get("action") not in get_args(Action):
         raise DataError(f"a message with action {head.get('action')!r}, known are {get_args(Action)}")
     return head, arrays
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a JSON value is a finite number; an integer may have more digits than a float holds."""
+    largest = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 def _made(kind: Any, head: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Any:

@@ -6,6 +6,7 @@ The file is the hospital's: the server can read neither it nor the audit log, it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -33,11 +34,15 @@ class Policy(Record):
     """Foreground classes that a run may segment; null for any."""
     may_leave: tuple[Leaves, ...] = ("facts", "weights", "losses", "scores", "counts")
     """facts: counts and quantiles for the plan. weights: what was learned. losses, scores (Dice of the site's
-    own validation cases), counts: numbers per round."""
+    own validation cases), counts: numbers per round, which are left out of the messages where they may not
+    leave. Without counts the site has the weight of one case in a weighted mean."""
     largest_message_mb: float | None = Field(None, gt=0)
-    """Largest message, in 10^6 bytes, that may leave from a run without differential privacy."""
+    """Largest message, in 10^6 bytes, that may leave from a run without differential privacy; noise without a
+    budget, or with a larger `delta` than below, is none."""
     epsilon: float | None = Field(None, gt=0)
     """Only runs with differential privacy whose budget is at most this; null asks for none."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """Largest probability with which that epsilon may fail; without a bound on it an epsilon says nothing."""
     rounds: int | None = Field(None, ge=1)
     """Most rounds of a run."""
     updates: int | None = Field(None, ge=1)
@@ -56,6 +61,12 @@ class Asked(Record):
     """Whether changes are clipped and made noisy."""
     epsilon: float | None = None
     """Budget of the run; None has no end."""
+    delta: float | None = None
+    """Of the budget."""
+
+    def protects(self, delta: float) -> bool:
+        """Return whether the run has an epsilon that fails with a probability of `delta` at most."""
+        return self.private and self.epsilon is not None and self.delta is not None and self.delta <= delta
 
 
 def read_policy(path: Path) -> Policy:
@@ -88,11 +99,12 @@ def against(policy: Policy, asked: Asked, number: int) -> list[str]:
     if policy.updates is not None and asked.updates is not None and asked.updates > policy.updates:
         out.append(f"{asked.updates} updates a round, at most {policy.updates} are allowed here")
     if policy.epsilon is not None and not (
-        asked.private and asked.epsilon is not None and asked.epsilon <= policy.epsilon
+        asked.protects(policy.delta) and (asked.epsilon or 0) <= policy.epsilon
     ):
-        found = f"a budget of {asked.epsilon}" if asked.private else "none"
+        found = f"a budget of {asked.epsilon} at delta {asked.delta}" if asked.private else "none"
         out.append(
-            f"differential privacy with epsilon up to {policy.epsilon:g} is asked for here, found {found}"
+            f"differential privacy with epsilon up to {policy.epsilon:g} at delta {policy.delta:g} is asked "
+            f"for here, found {found}"
         )
     return out
 
@@ -102,7 +114,7 @@ def held_back(policy: Policy, asked: Asked, update: Update, size: int) -> list[s
     if update.refused:
         return []  # nothing but the reason
     out = []
-    kinds = {KIND.get(name.split(".")[0], "counts") for name in update.metrics}
+    kinds = {_kind(name) for name in update.metrics}
     kinds |= {"weights"} if update.arrays else set()
     kinds |= {"facts"} if update.action == "join" and update.facts else set()
     unlisted = [n for n in update.metrics if n not in METRICS and not n.startswith("dice.")]
@@ -111,11 +123,22 @@ def held_back(policy: Policy, asked: Asked, update: Update, size: int) -> list[s
     if forbidden := sorted(kinds - set(policy.may_leave)):
         out.append(f"{_list(forbidden)} may not leave this site")
     most = policy.largest_message_mb
-    if most is not None and not asked.private and size > most * MB:
+    if most is not None and not asked.protects(policy.delta) and size > most * MB:
         out.append(
             f"a message of {size / MB:.1f} MB without differential privacy, at most {most:g} MB may leave"
         )
     return out
+
+
+def lets(policy: Policy, update: Update) -> Update:
+    """Return the update without the numbers that may not leave."""
+    metrics = {name: value for name, value in update.metrics.items() if _kind(name) in policy.may_leave}
+    weight = update.weight if "counts" in policy.may_leave else min(update.weight, 1.0)
+    return replace(update, metrics=metrics, weight=weight)
+
+
+def _kind(name: str) -> Leaves:
+    return KIND.get(name.split(".")[0], "counts")
 
 
 def asked_by(task: Task) -> Asked | None:
@@ -134,6 +157,7 @@ def asked_by(task: Task) -> Asked | None:
             updates=spec.get("updates"),
             private=bool(spec.get("clip")) and bool(spec.get("noise")),
             epsilon=spec.get("epsilon"),
+            delta=spec.get("delta"),
         )
     except ValidationError as error:
         raise Refusal("the run is described in another way than this version of seguro does") from error
@@ -163,6 +187,10 @@ class Guarded:
         self.audit.add("in", task, data, refused=why)
         if why:
             raise Refusal(f"the policy of this site: {why}")
+
+    def lets(self, update: Update) -> Update:
+        """Return the update without the numbers that the policy keeps here."""
+        return lets(self.policy, update)
 
     def release(self, update: Update, data: bytes) -> None:
         """Record an update about to leave; Refusal where it may not."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seguro.core.errors import ConfigError, RunError
 from seguro.core.types import Record
@@ -40,6 +40,12 @@ class PrivacyOptions(Record):
     """Probability with which epsilon may fail; well below one over the number of sites."""
     budget: float | None = Field(None, gt=0)
     """Largest epsilon: the run stops before the round that would exceed it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> PrivacyOptions:
+        if self.budget is not None and not self.noise:
+            raise ValueError("without noise no budget can be kept: set noise, or leave budget out")
+        return self
 
 
 @dataclass(frozen=True)

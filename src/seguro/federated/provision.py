@@ -35,6 +35,7 @@ POLICY = """\
 # classes: [liver, spleen]         # that a run may segment
 # largest_message_mb: 50           # that may leave without differential privacy, in 10^6 bytes
 # epsilon: 8                       # only runs with differential privacy, up to this budget
+# delta: 0.00001                   # largest probability with which that epsilon may fail
 # rounds: 200                      # of a run
 # updates: 1000                    # in a round
 may_leave: [facts, weights, losses, scores, counts]
@@ -44,7 +45,7 @@ SERVER_README = """\
 
 Sites: {sites}. They reach {host}:{port}, which only HAProxy listens on; the SuperLink is on the loopback.
 
-    seguro federate server THIS_FOLDER --run FEDERATION.yaml
+    seguro federate server THIS_FOLDER FEDERATION.yaml
 
 starts HAProxy and the SuperLink, registers the sites' keys and runs the federation. By hand the proxy is
 

@@ -18,8 +18,9 @@ from seguro.engine import checkpoint as checkpoints
 from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
-from seguro.federated import aggregate, exchange, intake, message
+from seguro.federated import admission, aggregate, exchange, intake, message
 from seguro.federated.accountant import Accountant
+from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
 from seguro.federated.fleet import Answer, Fleet
 from seguro.federated.intake import NoAnswer, Question
@@ -28,13 +29,11 @@ from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
 from seguro.federated.preview import preview
 from seguro.federated.record import Round, append, cut, lines
-from seguro.federated.roster import Roster
+from seguro.federated.scores import Scores
 from seguro.federated.strategies import Federation
 from seguro.networks.unet import training_bytes
 
 FINISHED = "finished.json"
-POLL_S = 3.0
-"""Between two looks for sites that have not come yet."""
 
 
 class Server:
@@ -59,11 +58,11 @@ class Server:
         self.folder = folder
         self.fleet = fleet
         self.say = say
-        self.roster = Roster(federation.sites)
+        self.admission = Admission(federation, fleet, say)
+        self.roster = self.admission.roster
         self.round = 0
         self.arrays: Arrays = {}
-        self.best: float | None = None
-        self.best_round = 0
+        self.scores = Scores(federation.strategy.best)
         self.epsilon: float | None = None
 
     def run(self) -> Path:
@@ -78,7 +77,7 @@ class Server:
         if (self.folder / FINISHED).exists():
             self.say(f"{self.folder}/ is finished already, nothing to do")
             return self.folder
-        self.gather()
+        self.admission.gather(first=not checkpoints.updates(self.folder / "checkpoints"))
         plan = self.plan()
         self.agree(plan)
         self.begin(plan)
@@ -88,24 +87,12 @@ class Server:
         self._deploy(plan)
         return self.folder
 
-    def gather(self) -> None:
-        """Wait until every site has said who it is; after a first plan until the quorum has."""
-        deadline = time.monotonic() + self.strategy.timeout_s
-        needed = self.strategy.quorum if self._plan_path.exists() else len(self.federation.sites)
-        while True:
-            self._join(Round(0, "join", 0))
-            if len(self.roster.node_of) >= needed:
-                return
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"run {self.federation.run}: no sign of {', '.join(self.roster.missing())} within "
-                    f"{self.strategy.timeout_s:g} s; start them, or leave them out of `sites`"
-                )
-            time.sleep(min(POLL_S, self.strategy.timeout_s / 10))
-
     def plan(self) -> Plan:
-        """Return the plan of all sites, merged now from their facts or as it was."""
-        if self._plan_path.exists():
+        """Return the plan of all sites, merged now from their facts or as it was.
+
+        A plan of an attempt that never began is of whoever was there then, and of the settings of then.
+        """
+        if self._begun and self._plan_path.exists():
             return Plan.model_validate(read_json(self._plan_path))
         options = PlanOptions.model_validate(self.federation.plan)
         plan = merged(self.federation.run, self.roster.facts, options, training_bytes)
@@ -121,7 +108,7 @@ class Server:
             RunError: a site refuses, or does not answer.
         """
         record = Round(0, "agree", 0)
-        self._agree(plan, record)
+        self.admission.agree(plan, record)
         wrong = {**record.missing, **record.rejected}
         if wrong and not checkpoints.updates(self.folder / "checkpoints"):
             text = "\n  ".join(f"{site}: {why}" for site, why in sorted(wrong.items()))
@@ -134,6 +121,11 @@ class Server:
         self._plan = plan
         self.spec = Spec.settled(self.federation, plan)
         self.method = self.spec.made(plan)
+        if self.strategy.personal == "norm" and not exchange.norms(self.method):
+            raise ConfigError(
+                f"method {self.federation.method} has no normalization layer with weights here, so none can "
+                "be personal: leave personal=norm out, or take a network that has some"
+            )
         run = LoopRun(self.method, Runtime("cpu", "32"), seed=0, batch=self.spec.batch, updates=1)
         self.averaged = run.averaged
         self.arrays = exchange.outgoing(self.method, self.averaged)
@@ -141,7 +133,7 @@ class Server:
         if found is not None:
             self.round = found.update
             self.arrays = {k: v.numpy() for k, v in found.tensors.items()}
-            self.best, self.best_round = found.facts["best"], int(found.facts["best_round"])
+            self.scores.resume(found.facts)
             self.say(f"resuming at round {self.round + 1}")
         # the look at the last round's weights belongs to them
         cut(self.folder, self.round + (self.round >= self.federation.rounds))
@@ -167,23 +159,28 @@ class Server:
             self._welcome(record)
             self._ask_for_updates(record)
             trained = record.trained
-            if len(trained) >= self.strategy.quorum:
+            if len(trained) >= self.strategy.needed:
                 break
-            of = f"{len(trained)} updates of a quorum of {self.strategy.quorum}"
+            of = f"{len(trained)} updates of a quorum of {self.strategy.needed}"
             self.say(f"round {number}, attempt {attempt + 1}: {of} ({record.why()})")
-            time.sleep(min(POLL_S, self.strategy.timeout_s / 10))
+            time.sleep(min(admission.POLL_S, self.strategy.timeout_s / 10))
         else:
             raise RunError(
-                f"run {self.federation.run}: round {number} had no quorum of {self.strategy.quorum} in "
+                f"run {self.federation.run}: round {number} had no quorum of {self.strategy.needed} in "
                 f"{self.strategy.retries + 1} attempts ({record.why()}); the same command goes on"
             )
-        self._score(record)
+        self.scores.take(record)
         self.arrays = combined(self.federation, self.arrays, trained, number)
         self.round = number
         self._save()
         self._log(record)
         preview(self.folder, number, self.method, self.averaged, self.arrays)
         return record
+
+    @property
+    def _begun(self) -> bool:
+        """Whether every site has agreed once, and weights were made."""
+        return (self.folder / "federation.json").exists()
 
     @property
     def _plan_path(self) -> Path:
@@ -199,52 +196,11 @@ class Server:
             text = "\n  ".join(changed)
             raise ConfigError(f"{self.folder} was made with other settings:\n  {text}\nuse another folder")
 
-    def _join(self, record: Round) -> None:
-        """Ask the nodes that are new who they are."""
-        online = self.fleet.nodes()
-        new = self.roster.unknown(online)
-        task = message.to_bytes(Task(self.federation.run, 0, "join"))
-        asked = Question(self.federation.run, 0, "join")
-        for answer in self._asked({n: task for n in new}, "join", 0):
-            try:
-                update = intake.read(answer, asked)
-            except DataError as error:
-                record.rejected[f"node {answer.node}"] = str(error)
-                self.say(f"node {answer.node} is turned away: {error}")
-                continue
-            self.roster.enter(answer.node, update.site, update.facts, online)
-
-    def _agree(self, plan: Plan, record: Round) -> None:
-        """Have the sites that have not agreed take the plan."""
-        online = self.fleet.nodes()
-        site_of = {
-            n: s for s, n in self.roster.node_of.items() if s not in self.roster.agreed and n in online
-        }
-        config = {
-            "plan": plan.model_dump(mode="json"),
-            "spec": Spec.settled(self.federation, plan).model_dump(mode="json"),
-        }
-        task = message.to_bytes(Task(self.federation.run, 0, "agree", config=config))
-        for answer in self._asked({n: task for n in site_of}, "agree", 0):
-            site = site_of[answer.node]
-            try:
-                update = intake.read(answer, Question(self.federation.run, 0, "agree", site))
-            except DataError as error:
-                record.rejected[site] = str(error)
-                continue
-            if update.facts.get("plan") == plan_hash(plan):
-                self.roster.agreed.add(site)
-            else:
-                record.rejected[site] = "it took another plan"
-
     def _welcome(self, record: Round) -> None:
         """Let in whoever came (back) since the last round; whoever does not fit stays out."""
         if self.roster.unknown(self.fleet.nodes()):
-            try:
-                self._join(record)
-            except ConfigError as error:
-                record.rejected["newcomer"] = str(error)
-        self._agree(self._plan, record)
+            self.admission.join(record, strict=False)
+        self.admission.agree(self._plan, record)
 
     def _ask_for_updates(self, record: Round) -> None:
         """Ask the round's sites to train, and where scores are due the others to evaluate."""
@@ -277,8 +233,10 @@ class Server:
         for action in packed:
             site_of = {self.roster.node_of[s]: s for s, a in actions.items() if a == action}
             record.bytes_down |= {s: len(packed[action]) for s in site_of.values()}
-            limit = message.payload_bytes(self.arrays) + intake.HEAD_BYTES
-            for answer in self._asked({n: packed[action] for n in site_of}, action, record.number):
+            limit = intake.HEAD_BYTES
+            if action == "train":
+                limit = intake.largest(self.arrays, self.strategy.coding)
+            for answer in self.admission.ask({n: packed[action] for n in site_of}, action, record.number):
                 site = site_of[answer.node]
                 asked = Question(self.federation.run, record.number, action, site, limit)
                 self._take(answer, asked, record)
@@ -291,9 +249,10 @@ class Server:
             record.bytes_up[site] = len(answer.data)
         try:
             update = intake.read(answer, asked)
+            n_cases = int(self.roster.facts[site]["n_cases"])
+            update = intake.numbers(update, classes=self._plan.classes.foreground, n_cases=n_cases)
             if asked.action == "train":
-                names = self._plan.classes.foreground
-                update = intake.values(update, self.arrays, coding=self.strategy.coding, classes=names)
+                update = intake.values(update, self.arrays, coding=self.strategy.coding)
                 record.norms[site] = aggregate.distance(update.arrays, self.arrays)
         except NoAnswer as error:
             record.missing[site] = str(error)
@@ -304,25 +263,6 @@ class Server:
         else:
             record.updates[site] = update
 
-    def _asked(self, tasks: Mapping[int, bytes], action: Action, number: int) -> Sequence[Answer]:
-        if not tasks:
-            return []
-        found = self.fleet.ask(tasks, action=action, round=number, timeout_s=self.strategy.timeout_s)
-        return list(found)
-
-    def _score(self, record: Round) -> None:
-        """Take the scores of the weights that the round began with into account."""
-        scored = {s: u.metrics for s, u in record.updates.items() if "dice" in u.metrics}
-        if not scored:
-            return
-        worst = min(scored, key=lambda s: (scored[s]["dice"], s))
-        record.worst = worst
-        n = sum(m.get("n_validation", 0.0) for m in scored.values())
-        mean = sum(m["dice"] * m.get("n_validation", 0.0) for m in scored.values()) / max(n, 1.0)
-        record.score = scored[worst]["dice"] if self.strategy.best == "worst" else mean
-        if self.best is None or record.score > self.best:
-            self.best, self.best_round = record.score, record.of_round
-
     def _last_look(self) -> None:
         """Have the last round's weights scored, where that was not done."""
         done = lines(self.folder)
@@ -332,7 +272,7 @@ class Server:
         self._welcome(record)
         here = self.roster.here(self.fleet.nodes())
         self._collect({s: "evaluate" for s in here}, record, evaluate=True)
-        self._score(record)
+        self.scores.take(record)
         self._save()
         self._log(record)
 
@@ -355,15 +295,14 @@ class Server:
         return False
 
     def _save(self) -> None:
-        facts = {"best": self.best, "best_round": self.best_round}
         tensors = {k: torch.from_numpy(v) for k, v in self.arrays.items()}
-        best = self.best_round if self.best_round else None
-        checkpoints.save(self.folder / "checkpoints", Checkpoint(self.round, tensors, facts), best=best)
+        checkpoint = Checkpoint(self.round, tensors, self.scores.facts())
+        checkpoints.save(self.folder / "checkpoints", checkpoint, best=self.scores.best_round or None)
 
     def _log(self, record: Round) -> None:
         self._spent()
         line = record.line(
-            best_round=self.best_round, sha256=exchange.digest(self.arrays), epsilon=self.epsilon
+            best_round=self.scores.best_round, sha256=exchange.digest(self.arrays), epsilon=self.epsilon
         )
         append(self.folder, line)
         score = "" if record.score is None else f", Dice of round {record.of_round} {record.score:.3f}"
@@ -381,7 +320,7 @@ class Server:
         """Write the model of the best round."""
         from seguro.engine.model import save_model
 
-        chosen = self.best_round if self.strategy.best != "last" and self.best is not None else self.round
+        chosen = self.scores.chosen(self.round)
         if chosen:
             found = checkpoints.load(self.folder / "checkpoints", chosen)
             exchange.incoming(self.method, self.averaged, {k: v.numpy() for k, v in found.tensors.items()})
@@ -391,6 +330,6 @@ class Server:
         save_model(folder, method=f.method, config=self.spec.config, plan=plan, predictor=predictor)
         write_json(
             self.folder / FINISHED,
-            {"round": chosen, "score": self.best, "rounds": self.round, "epsilon": self.epsilon},
+            {"round": chosen, "score": self.scores.best, "rounds": self.round, "epsilon": self.epsilon},
         )
         self.say(f"model of round {chosen} in {self.folder / 'model'}")

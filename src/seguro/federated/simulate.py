@@ -8,8 +8,10 @@ from pathlib import Path
 
 from flwr.app import Context
 
+from seguro.core.errors import ConfigError
 from seguro.federated.client_app import Answering, made
 from seguro.federated.grid import GridFleet, InProcess
+from seguro.federated.message import Open
 from seguro.federated.rounds import Server
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation
@@ -34,7 +36,15 @@ def simulate(
         folder: of the run.
         processes: each site in a process of its own, all at the same time; the weights are the same.
         say: takes lines for people.
+
+    Raises:
+        ConfigError: a site with a gate that would not go along into its process.
     """
+    if processes and (guarded := sorted(n for n, s in sites.items() if not isinstance(s.gate, Open))):
+        raise ConfigError(
+            f"sites {', '.join(guarded)} have a policy, which would not hold in a process of their own: "
+            "simulate them in this one"
+        )
     with ExitStack() as stack:
         answering: dict[str, Answering] = dict(sites)
         for site in sites.values():

@@ -61,7 +61,7 @@ class Site:
         blank = Update(task.run, self.name, task.round, task.action)
         try:
             self.gate.admit(task, data)
-            update = self._do(task)
+            update = self.gate.lets(self._do(task))
         except Refusal as error:
             update = _refused(blank, str(error))
         except SeguroError as error:
@@ -141,6 +141,7 @@ class Site:
         spec = local.Spec.of(task)
         spec.check(here)
         store.prepare(self.workspace, self.manifest(), here)
+        self.settle()
         before = folder / "agreed.json"
         agreed = {"plan": plan.model_dump(mode="json"), "spec": spec.model_dump(mode="json")}
         if before.exists() and sha256_json(read_json(before)) != sha256_json(agreed):

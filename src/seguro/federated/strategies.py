@@ -7,7 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from seguro.core.types import Record
+from seguro.federated.accountant import Accountant
 from seguro.federated.privacy import PrivacyOptions
+
+TRIM = 0.2
+LEAST_TRIMMED = 3
+"""Updates of which one can be dropped at either end."""
 
 
 class Strategy(Record):
@@ -16,7 +21,7 @@ class Strategy(Record):
     aggregate: Literal["weighted", "uniform", "trimmed"] = "weighted"
     """Mean weighted by each site's training cases; plain mean; or, per number, the mean of what is left when
     the share `trim` of the sites is dropped at either end (Yin et al. 2018, definition 2)."""
-    trim: float = Field(0.2, ge=0, lt=0.5)
+    trim: float = Field(TRIM, ge=0, lt=0.5)
     norm_bound: float | None = Field(None, gt=0)
     """A change longer than so many times the median change of the round is shortened to it."""
     prox: float = Field(0.0, ge=0)
@@ -30,7 +35,7 @@ class Strategy(Record):
     fraction: float = Field(1.0, gt=0, le=1)
     """Part of the sites that are asked in a round, drawn anew in each."""
     quorum: int = Field(1, ge=1)
-    """Sites whose updates a round needs."""
+    """Sites whose updates a round needs; a trimmed mean needs three, see `needed`."""
     timeout_s: float = Field(3600.0, gt=0)
     """How long a round waits; so long too for joining, which measures and prepares each site's cases."""
     retries: int = Field(2, ge=0)
@@ -45,9 +50,19 @@ class Strategy(Record):
     privacy: PrivacyOptions | None = None
     """Client-level differential privacy; then every site counts the same."""
 
+    @property
+    def needed(self) -> int:
+        """Sites whose updates a round needs: of two none can be trimmed, and a mean would take its place."""
+        return max(self.quorum, LEAST_TRIMMED if self.trims else 1)
+
+    @property
+    def trims(self) -> bool:
+        """Whether the ends are dropped."""
+        return self.aggregate == "trimmed" and self.trim > 0
+
     def drawn(self, n: int) -> int:
         """Return how many of `n` sites are asked in a round."""
-        return min(n, max(self.quorum, round(self.fraction * n), 1))
+        return min(n, max(self.needed, round(self.fraction * n)))
 
     @model_validator(mode="after")
     def _fits(self) -> Strategy:
@@ -55,6 +70,13 @@ class Strategy(Record):
             raise ValueError("with privacy every site must count the same: set aggregate to uniform")
         if self.privacy is not None and self.norm_bound is not None:
             raise ValueError("privacy bounds every change by its clip already: leave norm_bound out")
+        if self.trim != TRIM and self.aggregate != "trimmed":
+            raise ValueError(f"trim is {self.trim:g}, and aggregate {self.aggregate}: only trimmed trims")
+        if self.privacy is not None and not Accountant().allows(self.privacy, 1.0):
+            raise ValueError(
+                f"privacy.budget {self.privacy.budget:g} is spent before the first round ends with noise "
+                f"{self.privacy.noise:g}: more noise, or a larger budget"
+            )
         return self
 
 
@@ -87,4 +109,8 @@ class Federation(Record):
             raise ValueError(f"two sites are called {', '.join(twice)}")
         if self.strategy.quorum > len(self.sites):
             raise ValueError(f"a quorum of {self.strategy.quorum} of {len(self.sites)} sites")
+        if self.strategy.needed > len(self.sites):
+            raise ValueError(
+                f"a trimmed mean takes {LEAST_TRIMMED} sites or more, here are {len(self.sites)}"
+            )
         return self
