@@ -6,10 +6,12 @@ import json
 import shlex
 
 import pytest
+import typer
 from click import Context
 
 from seguro.cli.main import app, main
 from seguro.core.files import read_json, write_json
+from seguro.core.settings import settings_from
 from seguro.data import phantom
 from seguro.report.commands import commands
 
@@ -20,13 +22,13 @@ def printed(run, scored="test", **more) -> dict[str, list[str]]:
     return {words[1]: words[2:] for words in map(shlex.split, lines)}
 
 
-def parsed(command: str, words: list[str]) -> dict[str, object]:
+def parsed(*words: str) -> dict[str, object]:
     """Return the values of a command's parameters as the command line reads them."""
-    import typer
-
-    group = typer.main.get_command(app)
-    found = group.get_command(Context(group), command)
-    return found.make_context(command, list(words)).params
+    found = typer.main.get_command(app)
+    left = list(words)
+    while hasattr(found, "get_command"):
+        found = found.get_command(Context(found), left.pop(0))
+    return found.make_context(str(found.name), left).params
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_every_recorded_option_is_printed_and_understood(tmp_path):
         metrics=["dice"],
         caveats=["made; of air"],
     )
-    found = {name: parsed(name, words) for name, words in lines.items()}
+    found = {name: parsed(name, *words) for name, words in lines.items()}
     predict, where = found["predict"], "w.seguro/runs/r"
     assert {k: predict[k] for k in options} == options
     assert [str(p) for p in predict["paths"]] == [where, "IMAGES"]
@@ -112,3 +114,42 @@ def test_what_is_usual_is_not_printed(tmp_path):
     assert lines["evaluate"] == ["w.seguro/runs/r/predictions/test"]
     assert lines["report"] == ["w.seguro/runs/r"]
     assert json.dumps(lines["check"]) == '["DATA", "--out", "w.seguro"]'
+
+
+@pytest.mark.parametrize("own", ["folders", "named sites", "dealt"])
+def test_a_federated_run_is_made_again_over_its_sites(tmp_path, own):
+    home, run = tmp_path / "all.seguro", tmp_path / "all.seguro" / "runs" / "r"
+    if own == "folders":
+        run = tmp_path / "out" / "r"
+    else:
+        sites = ["a", "b"] if own == "named sites" else ["x", "x"]
+        write_json(home / "check" / "manifest.json", {"name": "all", "cases": [{"site": s} for s in sites]})
+    strategy = {
+        "aggregate": "trimmed",
+        "trim": 0.25,
+        "norm_bound": None,
+        "privacy": {"clip": 1.0, "delta": 1e-5},
+    }
+    made = {
+        "run": "r", "method": "supervised", "preset": "tiny", "config": {"network": "unet", "clip": 3.0},
+        "rounds": 7, "updates": 5, "batch": None, "seed": 2, "sites": ["b", "a"], "plan": {"memory_gib": 0.5},
+        "strategy": strategy,
+    }  # fmt: skip
+    write_json(run / "federation.json", made)
+    workspace = run.parent.parent if own != "folders" else run.parent
+    lines = commands(workspace, run, "", {}, lambda *a: {"network": "unet", "clip": 1.0})
+    words = shlex.split(lines[0])
+    assert words[:3] == ["seguro", "federate", "simulate"] and not any(" check " in line for line in lines)
+    params = parsed(*words[1:])
+    data, out, told = {
+        "folders": (["DATA_OF_a", "DATA_OF_b"], "out", None),
+        "named sites": (["DATA"], "all.seguro", None),
+        "dealt": (["DATA"], "all.seguro", "2"),
+    }[own]
+    assert ([str(d) for d in params["data"]], str(params["out"]), params["sites"]) == (data, out, told)
+    for key in ("method", "preset", "rounds", "updates", "batch", "seed"):
+        assert params[key] == made[key]
+    assert params["memory"] == 0.5 and params["name"] == "r" and list(params["set_"]) == ["clip=3.0"]
+    fields = settings_from(list(params["strategy"]))
+    assert fields == {k: v for k, v in strategy.items() if v is not None}
+    assert lines[-1] == f"seguro report {'out' if own == 'folders' else 'all.seguro/runs'}/r"

@@ -74,13 +74,20 @@ def commands(
     Words in capitals stand for what the folders do not say: where the data, images or labels lie.
     """
     place = ["DATA", "--out", workspace.name]
-    where = f"{workspace.name}/runs/{run.name}"
+    where = _place(workspace, run)
     predictions = run / "predictions" / scored
     named = f"{where}/predictions/{scored}" if scored else where
+    federation = read_object(run / "federation.json")
+    if federation:
+        trained = [_federate(workspace, run, federation, defaults)]
+    else:
+        trained = [
+            ["check", *place, *_check(workspace)],
+            ["plan", *place, *_plan(workspace)],
+            ["train", *place, "--name", run.name, *_train(run, config, defaults)],
+        ]
     lines = (
-        ["check", *place, *_check(workspace)],
-        ["plan", *place, *_plan(workspace)],
-        ["train", *place, "--name", run.name, *_train(run, config, defaults)],
+        *trained,
         ["predict", *_predict(workspace, run, scored, read_object(predictions / STAGE_FILE))],
         [
             "evaluate",
@@ -91,6 +98,13 @@ def commands(
         ["report", where, *(w for c in caveats for w in ("--caveat", c))],
     )
     return tuple(shlex.join(["seguro", *line]) for line in lines)
+
+
+def _place(workspace: Path, run: Path) -> str:
+    """Return where a run lies: in its workspace, or, trained over folders of several sites, in a folder."""
+    return (
+        f"{workspace.name}/runs/{run.name}" if run.parent.name == "runs" else f"{run.parent.name}/{run.name}"
+    )
 
 
 def _option(name: str, value: Any) -> Iterator[str]:
@@ -124,7 +138,7 @@ def _plan(workspace: Path) -> Iterator[str]:
 
 def _predict(workspace: Path, run: Path, scored: str, stage: Mapping[str, Any]) -> Iterator[str]:
     """Yield the models of the prediction, whose cases it is of, and its options."""
-    where = f"{workspace.name}/runs/{run.name}"
+    where = _place(workspace, run)
     reads = stage.get("reads", {})
     others = [reads[f"model/{i}"] for i in range(1, sum(name.startswith("model/") for name in reads))]
     cases = scored.removesuffix(f"-ensemble{len(others) + 1}") if others else scored
@@ -189,16 +203,9 @@ def _train(run: Path, config: Mapping[str, Any], defaults: Defaults) -> Iterator
     if not isinstance(config.get("config"), Mapping):
         return
     method, preset = str(config.get("method")), str(config.get("preset"))
-    fields = config["config"]
-    network = fields.get("network")
     fold = str(config.get("fold"))
     yield from ("--method", method, "--preset", preset, "--folds", "none" if fold == "all" else fold)
-    usual = defaults(method, preset, None)
-    if network and network != usual.get("network"):
-        yield from ("--network", str(network))
-        usual = defaults(method, preset, str(network))
-    for key, value in _changed(fields, usual):
-        yield from ("--set", f"{key}={_scalar(value)}")
+    yield from _fields(method, preset, config["config"], defaults)
     if config.get("updates"):
         yield from ("--updates", str(config["updates"]))
     elif config.get("budget_s"):
@@ -217,6 +224,40 @@ def _train(run: Path, config: Mapping[str, Any], defaults: Defaults) -> Iterator
             "--init",
             _named(run.resolve().parent.parent, init, lambda m: str(m.get("weights_sha256"))),
         )
+
+
+def _fields(method: str, preset: str, fields: Mapping[str, Any], defaults: Defaults) -> Iterator[str]:
+    """Yield the network and the fields of the method that were set by hand."""
+    network, usual = fields.get("network"), defaults(method, preset, None)
+    if network and network != usual.get("network"):
+        yield from ("--network", str(network))
+        usual = defaults(method, preset, str(network))
+    for key, value in _changed(fields, usual):
+        yield from ("--set", f"{key}={_scalar(value)}")
+
+
+def _federate(workspace: Path, run: Path, made: Mapping[str, Any], defaults: Defaults) -> list[str]:
+    """Return the words that train over the sites again on one machine, with the same numbers.
+
+    A run in a workspace had one data set, whose cases may name the sites; another one a folder for each.
+    """
+    names = sorted(map(str, made.get("sites", ())))
+    words, cases = ["federate", "simulate"], read_object(workspace / "check" / "manifest.json").get("cases")
+    if cases is None:
+        words += [*(f"DATA_OF_{name}" for name in names), "--out", run.parent.name]
+    else:
+        words += ["DATA", "--out", workspace.name]
+        if sorted({str(c.get("site")) for c in cases}) != names:
+            words += ["--sites", str(len(names))]
+    words += ["--name", run.name, "--method", str(made.get("method")), "--preset", str(made.get("preset"))]
+    words += _fields(str(made.get("method")), str(made.get("preset")), made.get("config", {}), defaults)
+    for option in ("rounds", "updates", "batch", "seed"):
+        words += _option(option, made.get(option))
+    words += _option("memory", made.get("plan", {}).get("memory_gib"))
+    for key, value in _changed(made.get("strategy", {}), {}):
+        if value is not None:
+            words += ["--strategy", f"{key}={_scalar(value)}"]
+    return words
 
 
 def _changed(
