@@ -13,6 +13,7 @@ from seguro import api
 from seguro.cli.main import app
 from seguro.core.errors import ConfigError
 from seguro.core.settings import read_yaml, settings_from
+from seguro.methods.roam.config import RoamConfig
 from seguro.networks import ClassicUNet, UNet
 from seguro.networks.mixing import points_of
 
@@ -83,6 +84,30 @@ def test_the_ablation_tries_every_layer_and_policy_that_differ(arms):
     )
     same = {"layers", "skips"}
     assert len({c.model_dump_json(exclude=same) for c in configs}) == 1
+
+
+@pytest.mark.parametrize("name", ["roam_brain_slabs", "semi_acdc", "semi_covid"])
+def test_every_arm_sees_as_many_labelled_patches(name, arms):
+    """In as many updates, with averaged weights; batches of half unlabelled patches are twice as large."""
+    plan, seen = PLANS[name], set()
+    for arm in plan["arms"]:
+        given = parsed("train", arms.options(arms.merged(plan["train"], plan["arms"][arm])))
+        config = config_of(arms, plan, arm)
+        batch = given["batch"] or plan["edit"]["batch"]
+        alone = given["method"] == "supervised" or getattr(config, "share", 0.5) == 1
+        seen.add((batch if alone else batch // 2, given["updates"], config.average))
+        assert batch % getattr(config, "group", 2) == 0
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("name", ["roam_brain_slabs", "semi_acdc", "semi_covid"])
+def test_roam_is_compared_with_its_own_recipe(name, arms):
+    recipe = {"optimiser", "learning_rate", "cross_entropy_weight", "dice_weight", "augment", "p_foreground"}
+    pairs = [[config_of(arms, PLANS[name], arm) for arm in pair] for pair in PLANS[name]["pairs"].items()]
+    of_roam = [(one, other) for one, other in pairs if isinstance(one, RoamConfig)]
+    assert of_roam
+    for one, other in of_roam:
+        assert one.model_dump(include=recipe) == other.model_dump(include=recipe)
 
 
 @pytest.mark.parametrize("kind", [UNet, ClassicUNet])

@@ -24,7 +24,7 @@ def _over_samples(values: Tensor, voxels: Tensor, group: int | None) -> Tensor:
         return values.sum()
     if group is None:
         return values.mean()
-    weights = [len(n) * n / n.sum().clamp(min=NOTHING) for n in voxels.split(group)]
+    weights = [len(n) * n / n.sum().clamp(min=NOTHING) for n in torch.split(voxels, group)]
     return (torch.cat(weights) * values).mean()
 
 
