@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from seguro.core.errors import DataError
+from seguro.evaluation import generated
 from seguro.evaluation.generated import Recognizer, audit, descriptors, frechet, nearest
 
 
@@ -42,6 +43,21 @@ def test_the_nearest_image_is_found():
     a, b = images(5, 0), images(7, 1)
     brute = [min(np.sqrt(((x - y) ** 2).mean()) for y in b.astype(float)) for x in a.astype(float)]
     assert nearest(a, b) == pytest.approx(brute, rel=1e-6)
+
+
+def test_the_nearest_image_is_found_block_by_block(monkeypatch):
+    a, b = images(5, 0), images(7, 1)
+    whole = nearest(a, b)
+    monkeypatch.setattr(generated, "BLOCK", 2)
+    assert nearest(a, b) == pytest.approx(whole, rel=1e-12)
+
+
+def test_held_out_images_that_repeat_training_ones_prove_nothing():
+    """Else copies would be let out wherever the held-out cases are copies themselves."""
+    train = images(10, 0)
+    for made in (train, images(10, 1)):
+        done = audit(made, train, train[:4])
+        assert (done.held_out, done.ratio, done.passed) == (0, 0, False)
 
 
 def test_copies_fail_the_audit_and_fresh_images_pass():

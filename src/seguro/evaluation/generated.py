@@ -137,8 +137,8 @@ class Audit:
 
     @property
     def ratio(self) -> float:
-        """Made over held-out distance; where held-out images repeat training ones exactly, 1."""
-        return self.made / self.held_out if self.held_out > 0 else 1.0
+        """Made over held-out distance; 0 where held-out images repeat training ones, and nothing is known."""
+        return self.made / self.held_out if self.held_out > 0 else 0.0
 
     @property
     def passed(self) -> bool:
@@ -161,13 +161,23 @@ def audit(made: Images, train: Images, held_out: Images) -> Audit:
 
 
 def nearest(images: Images, among: Images) -> NDArray[np.float64]:
-    """Return for each image (N,) the root mean square difference to the nearest one in `among`."""
-    flat = [np.asarray(x, np.float64).reshape(len(x), -1) for x in (images, among)]
-    norms = (flat[1] ** 2).sum(1)
-    out = []
-    for start in range(0, len(images), BLOCK):
-        rows = flat[0][start : start + BLOCK]
-        squares = (rows**2).sum(1, keepdims=True) + norms - 2 * rows @ flat[1].T
-        out.append(squares.min(1))
-    distance: NDArray[np.float64] = np.sqrt(np.maximum(np.concatenate(out), 0) / flat[0].shape[1])
-    return distance
+    """Return for each image (N,) the root mean square difference to the nearest one in `among`.
+
+    In double precision, block by block: thousands of large slices do not lie in memory twice.
+    """
+    least, which = np.full(len(images), np.inf), np.zeros(len(images), int)
+    for first in range(0, len(among), BLOCK):
+        others = _flat(among[first : first + BLOCK])
+        norms = (others**2).sum(1)
+        for start in range(0, len(images), BLOCK):
+            rows, part = _flat(images[start : start + BLOCK]), slice(start, start + BLOCK)
+            squares = (rows**2).sum(1, keepdims=True) + norms - 2 * rows @ others.T
+            nearer = squares.min(1) < least[part]
+            which[part] = np.where(nearer, first + squares.argmin(1), which[part])
+            least[part] = np.minimum(least[part], squares.min(1))
+    pairs = zip(images, (among[i] for i in which), strict=True)  # differences: a copy is at 0 exactly
+    return np.array([np.sqrt(((_flat(a[None]) - _flat(b[None])) ** 2).mean()) for a, b in pairs])
+
+
+def _flat(images: Images) -> NDArray[np.float64]:
+    return np.asarray(images, np.float64).reshape(len(images), -1)
