@@ -13,6 +13,7 @@ from seguro.api.job import Job, resolve, same_or_refuse
 from seguro.api.labelled import doubts
 from seguro.api.stages import plan, prepare
 from seguro.api.workspace import Count, Say, quiet, workspace_of
+from seguro.core.errors import ConfigError
 from seguro.core.files import write_json, write_text
 from seguro.core.stage import locked
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from seguro.engine.checkpoint import Checkpoint
     from seguro.engine.loop import Loop, Progress
     from seguro.engine.runtime import Runtime
-    from seguro.methods.contract import Predictor
+    from seguro.methods.contract import Method, Predictor
 
 
 def train(
@@ -107,6 +108,8 @@ def _train(
             write_json(folder / "cases.json", sides)
             helped = chosen["method"] if loop.method.needs.unlabelled == "helps" else ""
             warnings = doubts(loop.cases, helped=helped)
+            if loop.method.needs.begins and not job.options.init:
+                warnings.append(f"no --init: {', '.join(loop.method.needs.begins)} start untrained")
             for line in warnings:
                 say(f"warning: {line}")
             _watch(loop, job)
@@ -145,10 +148,12 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
     if options.init:
         loaded, missing = load_weights(method.modules, options.init)
         say(f"--init: {len(loaded)} weights loaded, {len(missing)} not: {', '.join(missing[:5]) or 'none'}")
+        _whole(method, missing, options.init)
     needs, classes = method.needs, job.plan.classes
     validate = None
-    if needs.segments and needs.monitor and job.validation:
-        kept = Cases(job.store, job.validation, classes)
+    scored = [c for c in job.validation if needs.scored is None or needs.scored(c.site)]
+    if needs.segments and needs.monitor and scored:
+        kept = Cases(job.store, scored, classes)
         validate = dice_validation(kept, runtime)
         if needs.monitor == "max:robust":
             validate = _also_robust(validate, kept, job, runtime)
@@ -172,6 +177,18 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
         say=say,
         workers=options.workers,
     )
+
+
+def _whole(method: Method, missing: Sequence[str], init: Path) -> None:
+    """Refuse a start that lacks part of a module that is no use untrained."""
+    lacking = [k for k in missing if k.split(".")[0] in method.needs.begins]
+    if lacking:
+        names = ", ".join(sorted({k.split(".")[0] for k in lacking}))
+        raise ConfigError(
+            f"--init {init}: {len(lacking)} weights of {names} are not there or of another shape, first "
+            f"{lacking[0]}; start from a run that has trained them, on as many channels and with the same "
+            "sizes and classes"
+        )
 
 
 def _watch(loop: Loop, job: Job) -> None:

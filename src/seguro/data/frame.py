@@ -75,17 +75,19 @@ class Frame:
         image, label = crop(case, where, self.window)
         shown = self.shown(torch.from_numpy(image.reshape(1, -1, self.side, self.side)))[0].numpy()
         index = round(where[self.axis])
-        if label is None:
-            return shown, None, index
-        plane = torch.from_numpy(label.reshape(1, 1, self.side, self.side))
-        small = F.interpolate(plane, (self.size, self.size), mode="nearest-exact")
-        return shown, small[0, 0].numpy(), index
+        return shown, None if label is None else self.labels(label), index
 
     def shown(self, planned: Tensor) -> Tensor:
         """Return images (N, C, size, size) of planned slices (N, C, side, side)."""
         low, high = self._limits(planned)
         image = ((planned - low) / (high - low) * 2 - 1).clamp(-1, 1)
         return self._resized(image, self.size)
+
+    def labels(self, label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return the label (size, size) of a planned slice, of as many values in any shape; the nearest."""
+        plane = torch.from_numpy(np.array(label).reshape(1, 1, self.side, self.side))
+        small: NDArray[np.uint8] = F.interpolate(plane, (self.size,) * 2, mode="nearest-exact")[0, 0].numpy()
+        return small
 
     def planned(self, image: Tensor) -> Tensor:
         """Return planned slices (N, C, side, side) of images (N, C, size, size)."""

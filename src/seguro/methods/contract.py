@@ -52,6 +52,10 @@ class Needs:
     """Whether its predictor segments what annotated examples show (`Support`) and nothing without them."""
     regions: Superpixels | None = None
     """Superpixels that `draw` finds as `Stored.regions`; of an instance, as its config says."""
+    scored: Callable[[str], bool] | None = None
+    """Whether validation cases of a site may choose the model; None: those of all sites may."""
+    begins: tuple[str, ...] = ()
+    """Modules that are no use untrained: the run to start from (`--init`) must bring them whole."""
 
 
 @dataclass(frozen=True)

@@ -183,22 +183,51 @@ def test_what_selects_the_model(sites, select, monitor):
 
 
 def test_the_domains_numbers_are_those_of_the_generator(sites):
-    assert numbers(sites.config(source="site3", target="site1")) == (2, 0)
-    assert numbers(sites.config(domains=("a", "b"), source="b", target=None)) == (1, 0)
-    assert numbers(sites.config(domains=(), source=None, target=None)) == (0, 0)
+    assert numbers(sites.config(source="site3", target="site1")) == ((2,), (0,))
+    assert numbers(sites.config(domains=("a", "b"), source="b", target=None)) == ((1,), (0,))
+    assert numbers(sites.config(domains=("a", "b"), source=None, target="a")) == ((1,), (0,))
+    assert numbers(sites.config(source=None, target="site2")) == ((0, 2), (1,))
+    assert numbers(sites.config(source="site3", target=None)) == ((2,), (0, 1))
+    assert numbers(sites.config(domains=("a",), source="a", target=None)) == ((0,), (0,))
+    assert numbers(sites.config(domains=(), source=None, target=None)) == ((0,), (0,))
     assert (SOURCE, TARGET) == (0, 1)
 
 
+def test_a_side_of_several_domains_has_their_mean_code(sites):
+    method = sites.method(source=None, target="site2")
+    method.optimisers()
+    means = method.modules["generator"].mean_code(64, torch.Generator().manual_seed(0))
+    found = method.modules["encoder"].mean
+    torch.testing.assert_close(found, torch.stack([(means[0] + means[2]) / 2, means[1]]))
+
+
+def test_sites_that_the_generator_does_not_know(sites):
+    with pytest.raises(ConfigError, match="none of the generator's domains"):
+        numbers(sites.config(source="x"))
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "scored"),
     [
-        pytest.param({"source": "x"}, "none of the generator's domains", id="unknown"),
-        pytest.param({"target": None}, "name the one to adapt to", id="many"),
+        pytest.param({"stage": "source"}, {"site1"}, id="source"),
+        pytest.param({"stage": "source", "source": None}, {"site1", "site3"}, id="not the target"),
+        pytest.param({"select": "dice"}, {"site2"}, id="target"),
+        pytest.param({"select": "dice", "target": None}, {"site2", "site3"}, id="not the source"),
+        pytest.param({"source": None, "target": None}, {"site1", "site2", "site3"}, id="nobody named"),
     ],
 )
-def test_sites_that_the_generator_does_not_know(sites, fields, message):
-    with pytest.raises(ConfigError, match=message):
-        numbers(sites.config(**fields))
+def test_only_sites_that_the_model_segments_may_choose_it(sites, fields, scored):
+    needs = sites.method(**fields).needs
+    assert {s for s in ("site1", "site2", "site3") if needs.scored(s)} == scored
+
+
+def test_content_goes_on_from_the_encoder_that_it_starts_from(sites, tmp_path):
+    """A second ramp from nothing would take from the source's branch what it was trained to read."""
+    method = sites.method()
+    method.modules["encoder"].share.fill_(0.5)
+    Loop(method, sites.cases, tmp_path, Runtime("cpu", "32"), Limits(3, validations=1), 2, 0).fit()
+    lines = [line for line in RunLog(tmp_path).lines() if line["kind"] == "train"]
+    assert [line["share"] for line in lines] == pytest.approx([0.5, 0.5 + 0.5 * 2 / 3, 1])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ def names(sites, indices):
     return {sites.cases.facts[i].site for i in indices}
 
 
+def who(sites, config):
+    return sides([c.site for c in sites.cases.facts], sites.cases.labelled, config)
+
+
 @pytest.mark.parametrize(
     ("source", "target", "found"),
     [
@@ -26,7 +30,7 @@ def names(sites, indices):
 def test_sites_or_labels_say_who_is_who(sites, source, target, found):
     config = sites.config(domains=("site1", "site2"), source=None, target=None)
     config = config.model_copy(update={"source": source, "target": target})
-    ours, theirs = sides(sites.cases, config)
+    ours, theirs = who(sites, config)
     assert (names(sites, ours), names(sites, theirs)) == found
     assert set(ours) <= set(sites.cases.labelled) and not set(ours) & set(theirs)
 
@@ -65,6 +69,6 @@ def test_the_source_stage_draws_nothing_else(sites, drawn):
 
 def test_without_a_source_or_a_target_it_says_what_there_is(sites):
     with pytest.raises(ConfigError, match=r"no labelled case of the source.*site1, site2, site3"):
-        sides(sites.cases, sites.config(source="site2", target="site1"))
+        who(sites, sites.config(source="site2", target="site1"))
     with pytest.raises(ConfigError, match="no case of the target"):
-        sides(sites.cases, sites.config(domains=(), target="elsewhere"))
+        who(sites, sites.config(domains=(), target="elsewhere"))

@@ -6,15 +6,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from seguro.core.types import Record
 from seguro.data.augment import Augment
+from seguro.methods.generators import SMALL, TINY, GeneratorConfig
 from seguro.methods.streams import NO_AUGMENT
 
-GENERATOR = ("domains", "size", "side", "limits", "z_bins", "width", "full", "latent", "mapping_layers")
+GENERATOR = tuple(GeneratorConfig.model_fields)
 ENCODER = ("source", "blocks", "encoder_width", "reduction", "norm", "hidden", "domain_norm", "content")
+BUILT = tuple(n for n in GENERATOR if n not in ("side", "limits"))
+"""What the weights of the generator depend on."""
+READ = tuple(n for n in ENCODER if n not in ("domain_norm", "content"))
+"""What the weights of encoder and source branch depend on."""
 
 
-class AdaptConfig(Record):
+class AdaptConfig(GeneratorConfig):
     """Defaults are the published code's: Galati et al., MICCAI 2024 (where it contradicts itself: README)."""
 
     inherits: ClassVar[tuple[str, ...]] = (*GENERATOR, *ENCODER)
@@ -29,21 +33,6 @@ class AdaptConfig(Record):
     target_slices: Literal["all", "middle"] = "all"
     """Which slices of a labelled target case show their label: all, or only the middle one of its classes."""
 
-    domains: tuple[str, ...] = ()
-    """Names of the generator's domains, in the order of their number."""
-    size: int = Field(512, ge=8)
-    """Of the generator's images in pixels, a power of two."""
-    side: int | None = Field(None, ge=8)
-    """Of the square that is shown, in planned voxels; null for the longer side of the median case."""
-    limits: tuple[float, float] | None = None
-    """Planned intensities that become -1 and 1; null for those of the plan's scheme (data/frame.py)."""
-    z_bins: int = Field(29, ge=1)
-    width: int = Field(512, ge=1)
-    """Channels of the generator at low resolution."""
-    full: int = Field(64, ge=4)
-    """The highest resolution with `width` channels."""
-    latent: int = Field(512, ge=1)
-    mapping_layers: int = Field(8, ge=1)
     mean_styles: int = Field(100_000, ge=1)
     """Random styles whose mean is the mean code of a domain."""
 
@@ -63,7 +52,8 @@ class AdaptConfig(Record):
     content: bool = True
     """Whether content features enter the generator; without, everything passes through the codes."""
     ramp: float = Field(0.5, ge=0, le=1)
-    """Fraction of training in which content takes the place of the generator's own activations."""
+    """Fraction of training in which content takes the place of the generator's own activations, from the
+    share that the encoder to start from has reached."""
     cycle: bool = True
     """Whether translations are translated back and compared with the image."""
     route: Literal["image", "output"] = "image"
@@ -112,12 +102,8 @@ class AdaptConfig(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> AdaptConfig:
-        if self.size & (self.size - 1):
-            raise ValueError(f"size is {self.size}; expected a power of two, such as 64")
         if self.source is not None and self.source == self.target:
             raise ValueError(f"source and target are both {self.source!r}; expected two sites")
-        if self.limits is not None and self.limits[0] >= self.limits[1]:
-            raise ValueError(f"limits are {self.limits}; the first must be below the second")
         if not self.l2 + self.l1 + self.ssim + self.gradient:
             raise ValueError("l2, l1, ssim and gradient are all 0; images would not be compared at all")
         return self
@@ -139,12 +125,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
         **_OURS,
-        "size": 64,
-        "z_bins": 8,
-        "width": 64,
-        "full": 32,
-        "latent": 128,
-        "mapping_layers": 4,
+        **SMALL,
         "mean_styles": 4096,
         "blocks": (1, 1, 1),
         "encoder_width": 16,
@@ -156,12 +137,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         **_OURS,
-        "size": 32,
-        "z_bins": 4,
-        "width": 32,
-        "full": 16,
-        "latent": 64,
-        "mapping_layers": 2,
+        **TINY,
         "mean_styles": 64,
         "blocks": (1, 1),
         "encoder_width": 8,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from seguro.methods.adapt.objective import TERMS, image_loss
 from seguro.methods.adapt.predictor import AdaptPredictor, paint
 from seguro.methods.adapt.sample import SOURCE, TARGET, Shown, draw
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
-from seguro.networks.generator import Generator
+from seguro.methods.generators import generator_of
 from seguro.networks.translator import Encoder, LabelBranch
 
 MONITORS = {"translated": "min:translated", "cycle": "min:cycle", "dice": "max:dice", "last": None}
@@ -47,20 +48,16 @@ class Adapt:
         self.plan = plan
         self._of_generator = numbers(config)
         c, channels, alone = config, len(plan.channels), config.stage == "source"
-        monitor = "max:dice" if alone else MONITORS[c.select]
         unlabelled: Literal["unused", "helps"] = "unused" if alone else "helps"
-        self.needs = replace(type(self).needs, monitor=monitor, unlabelled=unlabelled)  # type: ignore[misc]
-        self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
-        generator = Generator(
-            c.size,
-            channels,
-            max(len(c.domains), 1),
-            c.z_bins,
-            c.latent,
-            c.width,
-            c.mapping_layers,
-            full=c.full,
+        self.needs = replace(  # type: ignore[misc]  # of this run
+            type(self).needs,
+            monitor="max:dice" if alone else MONITORS[c.select],
+            unlabelled=unlabelled,
+            scored=partial(learned, config),
+            begins=("generator",) if alone else ("generator", "encoder", "source"),
         )
+        self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
+        generator = generator_of(c, channels)
         encoder = Encoder(
             c.size,
             channels,
@@ -84,19 +81,23 @@ class Adapt:
         if not c.content:
             encoder.contents.requires_grad_(False)
             encoder.gates.requires_grad_(False)
+        self._shared = 0.0
+        """The encoder's share of content that this run starts from."""
         self._seen: dict[str, Tensor] = {}
         """The last losses that the model may be selected by; only odd updates have them."""
 
     def optimisers(self) -> dict[str, Optim]:
         """Return one optimizer of the encoder and one of the label branch that learns.
 
-        The weights to start from are there now, so the mean codes of their generator are taken, and the
-        target's branch is made the source's.
+        The weights to start from are there now, so the mean codes of their generator are taken, the
+        target's branch is made the source's, and content goes on from where their encoder was.
         """
         c, encoder, generator = self.config, self.modules["encoder"], self.modules["generator"]
         rng = torch.Generator(device=next(generator.parameters()).device).manual_seed(0)
         means = generator.mean_code(c.mean_styles, rng)  # type: ignore[operator]
-        encoder.get_buffer("mean").copy_(means[list(self._of_generator)])
+        sides = [means[list(side)].mean(0) for side in self._of_generator]
+        encoder.get_buffer("mean").copy_(torch.stack(sides))
+        self._shared = float(encoder.get_buffer("share"))
         if c.stage == "adapt" and c.target_branch == "source":
             self.modules["target"].load_state_dict(self.modules["source"].state_dict())
         own = [p for p in encoder.parameters() if p.requires_grad]
@@ -122,7 +123,8 @@ class Adapt:
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step: within the domains, or (stage adapt, odd updates) across them and back."""
         ramp = self.config.ramp * run.updates
-        share = 1.0 if run.update >= ramp else run.update / ramp
+        risen = 1.0 if run.update >= ramp else run.update / ramp
+        share = self._shared + (1 - self._shared) * risen
         self.modules["encoder"].get_buffer("share").fill_(share)
         alone = self.config.stage == "source"
         inside = alone or run.update % 2 == 0
@@ -217,11 +219,13 @@ class Adapt:
         return list(self.modules.state_dict())
 
 
-def numbers(config: AdaptConfig) -> tuple[int, int]:
-    """Return the numbers of source and target among the generator's domains.
+def numbers(config: AdaptConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the numbers of the source's and of the target's domains among the generator's.
+
+    A side whose site is not named has all domains but the other's; their mean codes are averaged.
 
     Raises:
-        ConfigError: a site that is none of them, or more than two and no target named.
+        ConfigError: a site that is none of them.
     """
     names = config.domains
     for site in (config.source, config.target):
@@ -230,14 +234,16 @@ def numbers(config: AdaptConfig) -> tuple[int, int]:
                 f"site {site!r} is none of the generator's domains ({', '.join(names)}); name one of them, "
                 "or train the factory with it"
             )
-    if len(names) < 2:
-        return 0, 0
-    source = 0 if config.source is None else names.index(config.source)
-    if config.target is not None:
-        return source, names.index(config.target)
-    if len(names) > 2 and config.stage == "adapt":
-        raise ConfigError(
-            f"the generator has {len(names)} domains ({', '.join(names)}): name the one to adapt to, "
-            "--set target=SITE"
-        )
-    return source, 1 - source if len(names) == 2 else source
+    found = []
+    for own, other in ((config.source, config.target), (config.target, config.source)):
+        rest = [i for i, n in enumerate(names) if n != other]
+        found.append(tuple([names.index(own)] if own in names else rest or [0]))
+    return found[0], found[1]
+
+
+def learned(config: AdaptConfig, site: str) -> bool:
+    """Return whether the model segments `site`, so that its validation cases say how well."""
+    own, other = (config.source, config.target)
+    if config.stage == "adapt":
+        own, other = other, own
+    return site == own if own is not None else site != other

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from seguro.core.errors import ConfigError
@@ -38,23 +37,25 @@ class Shown:
     """() SOURCE or TARGET."""
 
 
-def sides(cases: Cases, config: AdaptConfig) -> tuple[list[int], list[int]]:
+def sides(sites: Sequence[str], labelled: Sequence[int], config: AdaptConfig) -> tuple[list[int], list[int]]:
     """Return the indices of the labelled source cases, and of the target's.
+
+    Args:
+        sites: of each case.
+        labelled: indices of the cases whose labels may be seen.
+        config: names source and target, or not.
 
     Raises:
         ConfigError: there is no source, or (in stage adapt) no target.
     """
-    sites = [c.site for c in cases.facts]
     if config.target is not None:
         target = [i for i, s in enumerate(sites) if s == config.target]
     elif config.source is not None:
         target = [i for i, s in enumerate(sites) if s != config.source]
     else:
-        target = list(cases.unlabelled)
+        target = sorted(set(range(len(sites))) - set(labelled))
     other = set(target)
-    source = [
-        i for i in cases.labelled if (i not in other if config.source is None else sites[i] == config.source)
-    ]
+    source = [i for i in labelled if (i not in other if config.source is None else sites[i] == config.source)]
     known = f"the sites are {', '.join(sorted(set(sites)))}"
     if not source:
         raise ConfigError(
@@ -76,7 +77,7 @@ def draw(
 
     Where the target has labels, every second of its slots shows one.
     """
-    source, target = sides(cases, config)
+    source, target = sides([c.site for c in cases.facts], cases.labelled, config)
     if config.stage == "source" or slot % 2 == 0:
         return _shown(cases[int(rng.choice(source))], SOURCE, rng, config=config, plan=plan, frame=frame)
     known = set(cases.labelled)
@@ -105,7 +106,7 @@ def _shown(
     plane = torch.from_numpy(image.reshape(1, -1, frame.side, frame.side))
     return Shown(
         image=frame.shown(plane)[0].numpy(),
-        label=_small(label, frame),
+        label=np.full((frame.size,) * 2, IGNORE, np.uint8) if label is None else frame.labels(label),
         annotated=case.annotated,
         domain=np.asarray(domain),
     )
@@ -121,11 +122,3 @@ def _at_slice(where: ThreeF, axis: int, index: int) -> ThreeF:
     moved = list(where)
     moved[axis] = float(index)
     return moved[0], moved[1], moved[2]
-
-
-def _small(label: NDArray[np.uint8] | None, frame: Frame) -> NDArray[np.uint8]:
-    if label is None:
-        return np.full((frame.size, frame.size), IGNORE, np.uint8)
-    plane = torch.from_numpy(label.reshape(1, 1, frame.side, frame.side))
-    small: NDArray[np.uint8] = F.interpolate(plane, (frame.size,) * 2, mode="nearest-exact")[0, 0].numpy()
-    return small
