@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seguro.data.augment import Augment, patch_of
+from seguro.data.augment import Augment, intensities, patch_of
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
@@ -30,7 +31,13 @@ class Labelled:
 
 
 def labelled_patch(
-    case: Stored, plan: Plan, augment: Augment, rng: np.random.Generator, *, p_foreground: float
+    case: Stored,
+    plan: Plan,
+    augment: Augment,
+    rng: np.random.Generator,
+    *,
+    p_foreground: float,
+    look: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
 ) -> Labelled:
     """Return one augmented patch of a labelled case.
 
@@ -40,13 +47,17 @@ def labelled_patch(
         augment: how strongly it is changed.
         rng: the only source of randomness.
         p_foreground: probability that the patch is centered on a foreground voxel.
+        look: changes the image (C, Z, Y, X) between its geometry and the augmentation of its intensities.
     """
     patch = patch_size(plan.patch, plan.slice_axis)
     middle = centre(case, patch, rng, p_foreground=p_foreground)
     drawn = draw_augmentation(
         rng, augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
     )
-    image, label = patch_of(case, middle, patch, drawn)
+    still = replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None)
+    image, label = patch_of(case, middle, patch, drawn if look is None else still)
+    if look is not None:
+        image = intensities(look(image), drawn)
     labels = cast(NDArray[np.uint8], label)  # the case is labelled
     return Labelled(image.reshape(-1, *plan.patch), labels.reshape(plan.patch), case.annotated)
 

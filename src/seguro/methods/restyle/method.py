@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError
 from seguro.data.appearance import fourier_adapted, histogram_matched
-from seguro.data.augment import draw, intensities, patch_of
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, crop, patch_size
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
-from seguro.methods.patches import Labelled, NetworkPredictor
+from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch
 from seguro.methods.restyle.config import PRESETS, RestyleConfig
 
 
@@ -61,26 +59,23 @@ class Restyle:
                 f"{len(cases.labelled)} labelled and {len(cases.unlabelled)} unlabelled cases: this method "
                 "shows the labelled ones in the look of the unlabelled; it needs both wherever it trains"
             )
-        c, plan = self.config, self.plan
+        c = self.config
         case = cases[int(rng.choice(cases.labelled))]
-        patch = patch_size(plan.patch, plan.slice_axis)
-        middle = centre(case, patch, rng, p_foreground=c.p_foreground)
-        drawn = draw(
-            rng, c.augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
-        )
-        still = replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None)
-        image, label = patch_of(case, middle, patch, still)
-        if rng.random() < c.p_look:
-            other = cases[int(rng.choice(cases.unlabelled))]
-            seen, _ = crop(other, centre(other, patch, rng, p_foreground=0.0), patch)
-            image = self._look(image, seen)
-        return Labelled(
-            intensities(image, drawn).reshape(-1, *plan.patch),
-            cast(NDArray[np.uint8], label).reshape(plan.patch),  # the case is labelled
-            case.annotated,
-        )
 
-    def _look(self, image: NDArray[np.float32], seen: NDArray[np.float32]) -> NDArray[np.float32]:
+        def look(image: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self._like(image, cases, rng)
+
+        return labelled_patch(case, self.plan, c.augment, rng, p_foreground=c.p_foreground, look=look)
+
+    def _like(
+        self, image: NDArray[np.float32], cases: Cases, rng: np.random.Generator
+    ) -> NDArray[np.float32]:
+        """Return the patch in the look of one of a random unlabelled case, with the probability `p_look`."""
+        if rng.random() >= self.config.p_look:
+            return image
+        patch = patch_size(self.plan.patch, self.plan.slice_axis)
+        other = cases[int(rng.choice(cases.unlabelled))]
+        seen, _ = crop(other, centre(other, patch, rng, p_foreground=0.0), patch)
         if self.config.look == "histogram":
             return histogram_matched(image, seen)
         return fourier_adapted(image, seen, self.config.share)
