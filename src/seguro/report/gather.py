@@ -21,6 +21,7 @@ from seguro.report.attacks import caveats as attack_caveats
 from seguro.report.cases import Readers, show
 from seguro.report.commands import commands
 from seguro.report.figures import Dot, Series, thin
+from seguro.report.generated import made
 from seguro.report.headline import found_caveats, headline
 from seguro.report.page import Distribution, Reason, ReportContent, Score, ScoredSet, Shown, base
 from seguro.report.privacy import scrub
@@ -99,6 +100,9 @@ def gather(
         headline=head,
         attacks=attacked,
         federation=federated(run, roots),
+        made=made(
+            run, _series(log, "validation", ("distance",)), _series(log, "validation", ("recognized",))
+        ),
         unit=unit,
         tolerance_mm=summary.get("tolerance_mm"),
         caveats=tuple(dict.fromkeys([*caveats, *found])),
@@ -155,6 +159,8 @@ def reproducible(content: ReportContent) -> dict[str, Any]:
     for case in facts["shown"]:
         for view in case["views"]:
             view["sha256"] = hashlib.sha256(view.pop("data")).hexdigest()
+    for picture in facts["made"]["pictures"] if facts["made"] else ():
+        picture["sha256"] = hashlib.sha256(picture.pop("data")).hexdigest()
     for attacked in facts["attacks"]:
         attacked.pop("cost")
         for example in attacked["examples"]:

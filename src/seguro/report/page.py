@@ -14,6 +14,7 @@ from markupsafe import Markup
 from seguro.report import figures, robustness
 from seguro.report.federation import MARKS, Federated, megabytes
 from seguro.report.figures import Dot, Series
+from seguro.report.made import Made
 from seguro.report.overlay import AXIS_NAMES, View
 from seguro.report.robustness import Attacked, Picture
 
@@ -182,6 +183,8 @@ class ReportContent:
     """Attacks on the model and corruptions of its images, where there are any."""
     federation: Federated | None = None
     """Of a federated run."""
+    made: Made | None = None
+    """Of a run that makes images."""
     facts: tuple[tuple[str, str], ...] = field(default=())
     """Further name and value pairs of the headline (patch, spacing, updates, ...)."""
 

@@ -1,0 +1,39 @@
+"""What the page shows of a run that makes images, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from seguro.report.figures import Series
+from seguro.report.robustness import Picture
+
+
+@dataclass(frozen=True)
+class Audited:
+    """How near the slices that were made of a domain come to its training slices."""
+
+    domain: str
+    ratio: float | None
+    """Of the distance to the nearest training slice over that of held-out slices; None without any."""
+    n_made: int
+    n_held_out: int
+    n_train: int
+    verdict: str
+    """"passed", "not passed", or why there is none."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Made slices and what is known of them."""
+
+    pictures: tuple[Picture, ...]
+    """The last one of each domain."""
+    audit: tuple[Audited, ...] = ()
+    needed: float | None = None
+    """Smallest ratio that passes."""
+    releasable: bool | None = None
+    """None where there is no audit."""
+    distance: tuple[Series, ...] = ()
+    """Of the made slices of each domain to the real ones, by update."""
+    recognized: tuple[Series, ...] = ()
+    """Part of the made slices that is taken for the domain asked for, by update."""
