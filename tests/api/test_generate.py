@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from seguro import api
-from seguro.api.generate import FACTS, generate
+from seguro.api.generate import FACTS, _sides, foreseen, generate
 from seguro.cli.adapt import stage_of
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_json
+from seguro.core.files import read_json, write_json
+from seguro.core.settings import read_yaml
 from seguro.data import check, phantom
 from seguro.data.formats import read_image, read_label
 from seguro.data.planner import PlanOptions
 from seguro.engine.model import load_model
+from seguro.inference import validate
 from seguro.inference.segmenter import Segmenter
 from seguro.inference.synthesis import as_read, placed, swept, volumes
 
@@ -133,6 +135,75 @@ def test_the_audit_is_made_in_the_workspace_and_else_nothing_is_releasable(pipel
     shutil.copytree(pipeline.source / "model", tmp_path / "bare")
     bare = generate(tmp_path / "bare", "site1", 1, tmp_path / "out", steps=STEPS)
     assert not bare.releasable and "does not lie in its workspace" in bare.reason
+
+
+def test_a_case_that_only_the_factory_saw_is_not_held_out(pipeline, tmp_path):
+    """A source run of another fold holds out what the factory was trained on: no proof of anything."""
+    workspace = tmp_path / "w"
+    shutil.copytree(pipeline.workspace, workspace)
+    source = workspace / "runs" / "source"
+    facts = read_json(source / "cases.json")
+    trained = {
+        c for r in ("factory", "source") for c in read_json(workspace / "runs" / r / "cases.json")["train"]
+    }
+    model = load_model(source)
+    train, held_out = _sides(source, model)
+    assert {c.id for c in train.facts} == trained
+    assert {c.id for c in held_out.facts} == set(facts["validation"])
+    seen = facts["validation"][0]
+    factory = read_json(workspace / "runs" / "factory" / "cases.json")
+    write_json(workspace / "runs" / "factory" / "cases.json", factory | {"train": [*factory["train"], seen]})
+    train, held_out = _sides(source, model)
+    assert seen in {c.id for c in train.facts} and seen not in {c.id for c in held_out.facts}
+    shutil.rmtree(workspace / "runs" / "factory")
+    assert "the generator comes from" in _sides(source, model)
+
+
+def test_what_would_be_made_is_said_and_refused_before_anything_is_written(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = foreseen(pipeline.source, "site1", 2, tmp_path / "new", steps=STEPS, beside=pipeline.data)
+    assert lines[0] == "2 volumes of site1, 9 slices of 32 pixels each"
+    assert lines[2] == f"beside them 15 cases of {pipeline.data}"
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="domains are"):
+        foreseen(pipeline.source, "nowhere", 2, tmp_path / "new")
+    with pytest.raises(DataError, match="is there already"):
+        foreseen(pipeline.source, "site1", 2, tmp_path)
+    generate(pipeline.source, "site1", 1, tmp_path / "made", steps=1)
+    with pytest.raises(DataError, match=r"has synthetic cases already \(synthetic_000"):
+        foreseen(pipeline.source, "site1", 2, tmp_path / "new", beside=tmp_path / "made")
+
+
+def test_a_start_whose_generator_does_not_fit_is_refused(pipeline):
+    """Else the part that does not fit would stay untrained and frozen, and nobody would notice."""
+    settings = {"stage": "source", "source": "site1", "width": 16}
+    with pytest.raises(ConfigError, match=r"weights of generator are not there or of another shape"):
+        train(pipeline.data, pipeline.workspace, "odd", "adapt", init=pipeline.factory, settings=settings)
+    with pytest.raises(ConfigError, match=r"weights of encoder, source are not there"):
+        train(
+            pipeline.data, pipeline.workspace, "early", "adapt", init=pipeline.factory,
+            settings={"source": "site1", "target": "site2"},
+        )  # fmt: skip
+
+
+def test_only_cases_of_the_source_choose_its_model(pipeline, monkeypatch):
+    """Others' labels would choose it by a site that is to have none."""
+    seen: list[set[str]] = []
+    real = validate.dice_validation
+
+    def noted(cases, runtime):
+        seen.append({c.site for c in cases.facts})
+        return real(cases, runtime)
+
+    monkeypatch.setattr(validate, "dice_validation", noted)
+    run = read_yaml(pipeline.source / "config.yaml")
+    settings = {"stage": "source", "source": "site1"}
+    options = {"init": pipeline.factory, "settings": settings, "fold": run["fold"], "updates": 1}
+    train(pipeline.data, pipeline.workspace, "again", "adapt", **options)
+    manifest = api.manifest_of(pipeline.data, pipeline.workspace)
+    held_out = read_json(pipeline.source / "cases.json")["validation"]
+    assert len({c.site for c in manifest.cases if c.id in held_out}) > 1
+    assert seen == [{"site1"}]
 
 
 def test_from_synthetic_source_to_a_prediction_at_the_target(pipeline, tmp_path):

@@ -18,6 +18,7 @@ def start(folder, method):
 def called(monkeypatch):
     calls = []
     monkeypatch.setattr("seguro.cli.train.train", lambda data, **given: calls.append((data, given)))
+    monkeypatch.setattr("seguro.api.adaptation.foreseen", lambda data, options, **given: [])
     return calls
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from seguro.engine.model import Model
 
 FACTS = "synthetic.json"
+PREFIX = "synthetic_"
+"""Of the made cases."""
 FOLDERS = {"train": "Tr", "test": "Ts", "unlabelled": "Un"}
 
 
@@ -73,17 +75,12 @@ def generate(
         DataError: `out` exists, or `beside` has other classes or channels.
     """
     from seguro.data.importers.building import whole
-    from seguro.engine.model import load_model
 
-    if n_volumes < 1 or steps < 1:
-        raise ConfigError(f"{n_volumes} volumes in {steps} steps: expected at least one of each")
-    model = load_model(run, device)
-    number = _number(model, domain)
+    model, number, others = _looked_at(run, domain, n_volumes, steps, beside, device=device)
     predictor: Any = model.predictor
-    others = None if beside is None else _others(beside, model.plan)
     with whole(out, model.folder) as folder:
         made = _write(folder, model, domain, number, n_volumes, steps, seed)
-        rows = [f"synthetic_{i:03d},synthetic_{i:03d},{domain},train" for i in range(n_volumes)]
+        rows = [f"{PREFIX}{i:03d},{PREFIX}{i:03d},{domain},train" for i in range(n_volumes)]
         if others is not None:
             rows += _copied(folder, others)
         _describe(folder, model.plan, domain, n_volumes, others)
@@ -97,6 +94,46 @@ def generate(
     say(f"audit: {facts['reason']}")
     n_slices = len(made[0])
     return Generated(out, n_volumes, n_slices, bool(facts["passed"]), str(facts["reason"]))
+
+
+def foreseen(
+    run: Path, domain: str, n_volumes: int, out: Path, *, steps: int = 10, beside: Path | None = None
+) -> list[str]:
+    """Return lines that say what `generate` would write, or refuse what it would; nothing is written.
+
+    Raises:
+        ConfigError: as `generate`.
+        DataError: as `generate`.
+    """
+    if out.exists():
+        raise DataError(f"{out}: is there already; remove it, or choose another --out")
+    model, _, others = _looked_at(run, domain, n_volumes, steps, beside, write=False)
+    predictor: Any = model.predictor
+    n, size = max((predictor.generator.z_bins - 1) * steps, 1), predictor.frame.size
+    sides = _sides(run, model)
+    audited = sides if isinstance(sides, str) else f"against {len(sides[0])} training cases"
+    lines = [f"{n_volumes} volumes of {domain}, {n} slices of {size} pixels each", f"audit: {audited}"]
+    return lines + ([] if others is None else [f"beside them {len(others.cases)} cases of {beside}"])
+
+
+def _looked_at(
+    run: Path,
+    domain: str,
+    n_volumes: int,
+    steps: int,
+    beside: Path | None,
+    *,
+    device: str = "cpu",
+    write: bool = True,
+) -> tuple[Model, int, Manifest | None]:
+    """Return the model, the number of the domain and the cases to copy; refuse what does not fit."""
+    from seguro.engine.model import load_model
+
+    if n_volumes < 1 or steps < 1:
+        raise ConfigError(f"{n_volumes} volumes in {steps} steps: expected at least one of each")
+    model = load_model(run, device)
+    others = None if beside is None else _others(beside, model.plan, write=write)
+    return model, _number(model, domain), others
 
 
 def _number(model: Model, domain: str) -> int:
@@ -135,16 +172,21 @@ def _write(
     for i, volume in enumerate(volumes(predictor, model.plan.classes, number, n, steps=steps, seed=seed)):
         made.append(volume.image.swapaxes(0, 1))
         lying, grid = placed(volume, predictor.frame, model.plan)
-        source, name = source_of(grid), f"synthetic_{i:03d}.nii.gz"
+        source, name = source_of(grid), f"{PREFIX}{i:03d}.nii.gz"
         image = as_read(lying.image, predictor.frame, model.plan)
         write_scores(folder / "imagesTr" / name, image if len(image) > 1 else image[0], source)
         write_label(folder / "labelsTr" / name, lying.label, source)
     return made
 
 
-def _others(data: Path, plan: Plan) -> Manifest:
+def _others(data: Path, plan: Plan, *, write: bool) -> Manifest:
     """Return the manifest of a data folder that fits the plan's classes and channels."""
-    manifest = manifest_of(data, workspace_of(data))
+    manifest = manifest_of(data, workspace_of(data), write=write)
+    taken = [c.id for c in manifest.cases if c.id.startswith(PREFIX)]
+    if taken:
+        raise DataError(
+            f"{data}: has synthetic cases already ({taken[0]} ...); give the folder that they were put beside"
+        )
     if len(manifest.channels) != len(plan.channels):
         raise DataError(
             f"{data}: {len(manifest.channels)} channels, the model has {len(plan.channels)} "
@@ -189,7 +231,7 @@ def _describe(folder: Path, plan: Plan, domain: str, n: int, others: Manifest | 
     labels = {
         v: name for name, values in zip(plan.classes.names, plan.classes.values, strict=True) for v in values
     }
-    train = [f"synthetic_{i:03d}" for i in range(n)]
+    train = [f"{PREFIX}{i:03d}" for i in range(n)]
     if others is not None:
         train += [c.id for c in others.of("train")]
     write_json(
@@ -213,20 +255,12 @@ def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray)
     from seguro.evaluation.generated import AUDIT_RATIO, audit
 
     sides = _sides(run, model)
-    known = (
-        np.zeros((0, *made.shape[1:]), np.float32)
-        if sides is None
-        else _real(sides[0], frame, domain, REMEMBERED)
-    )
-    fresh = (
-        np.zeros((0, *made.shape[1:]), np.float32)
-        if sides is None
-        else _real(sides[1], frame, domain, AUDITED)
-    )
+    if isinstance(sides, str):
+        return {"passed": False, "reason": sides}
+    known, fresh = (_real(sides[0], frame, domain, REMEMBERED), _real(sides[1], frame, domain, AUDITED))
     if not (len(known) and len(fresh)):
-        missing = "no training slice" if sides is not None and not len(known) else "no held-out slice"
-        reason = "the run does not lie in its workspace" if sides is None else f"{missing} of {domain}"
-        return {"passed": False, "reason": f"not made, {reason}: not releasable"}
+        missing = "held-out" if len(known) else "training"
+        return {"passed": False, "reason": f"not made, no {missing} slice of {domain}: not releasable"}
     chosen = np.linspace(0, len(made) - 1, min(AUDITED, len(made))).round().astype(int)
     done = audit(made[chosen], known, fresh)
     verdict = "passed" if done.passed else "not releasable"
@@ -237,23 +271,46 @@ def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray)
     return {**vars(done), "ratio": done.ratio, "passed": done.passed, "reason": reason}
 
 
-def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | None:
-    """Return the training and validation cases of a run in its workspace; None where they are not there."""
+def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | str:
+    """Return what the run and those it began from were trained on, and what none of them saw; or why not.
+
+    The generator's own training counts: a factory may remember cases that later runs held out.
+    """
     from seguro.api.selection import run_of
     from seguro.data import manifest as manifests
     from seguro.data.store import Cases
 
     folder = run_of(run)
+    away = "not made, the run does not lie in its workspace: not releasable"
     if folder is None or not (folder / "cases.json").exists():
-        return None
+        return away
     workspace = folder.parents[1]
     store = workspace / "store" / model.plan.preprocessing_hash
     if not (workspace / "check" / manifests.FILE).exists() or not store.is_dir():
-        return None
-    listed, cases = read_json(folder / "cases.json"), manifests.load(workspace).cases
-    parts = [[c for c in cases if c.id in set(listed[name])] for name in ("train", "validation")]
+        return away
+    trained = _trained_on(folder)
+    if trained is None:
+        return "not made, the run that the generator comes from is not in the workspace: not releasable"
+    fresh = set(read_json(folder / "cases.json")["validation"]) - trained
+    cases = manifests.load(workspace / "check" / manifests.FILE).cases
+    parts = [[c for c in cases if c.id in ids] for ids in (trained, fresh)]
     train, held_out = (Cases(store, p, model.plan.classes, hide_labels=True) for p in parts)
     return train, held_out
+
+
+def _trained_on(run: Path) -> set[str] | None:
+    """Return the training cases of a run and of all that it began from, None where one is not beside it."""
+    found: set[str] = set()
+    beginnings = {read_json(p)["weights_sha256"]: p.parents[1] for p in run.parent.glob("*/model/model.json")}
+    folder: Path | None = run
+    while folder is not None and (folder / "cases.json").exists():
+        found |= set(read_json(folder / "cases.json")["train"])
+        stage = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"reads": {}}
+        begun = stage["reads"].get("init")
+        if begun is None:
+            return found
+        folder = beginnings.get(begun)
+    return None
 
 
 def _real(cases: Cases, frame: Frame, domain: str, most: int) -> np.ndarray:

@@ -46,12 +46,26 @@ def adapt(
     """Train one stage; the first lines say where it works, what was chosen and why, and when it will end."""
     import json
 
-    from seguro.cli.train import train
+    from rich.markup import escape
+
+    from seguro import api
+    from seguro.api.adaptation import foreseen
+    from seguro.cli.terminal import console
+    from seguro.cli.train import gpu_for, train
+    from seguro.core.settings import settings_from
 
     chosen = stage_of(stage, start)
     sites = {"source": source, "target": target}
     named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
     settings = [f"stage={chosen}", *named, *(set_ or [])]
+    text = console(as_json)
+    for fold in ["0"] if folds == "all" else folds.split(","):
+        options = api.TrainOptions(
+            method="adapt", preset=preset, settings=settings_from(settings), batch=batch, init=start,
+            fold=api.ALL if fold.strip() == "none" else fold.strip(), labelled=labelled, seed=seed,
+        )  # fmt: skip
+        for line in foreseen(data, options, out=out, gpu=gpu_for(device), write=not dry_run):
+            text.print(escape(line))
     site = target if chosen == "adapt" else source
     train(
         data, out=out, method="adapt", preset=preset, set_=settings, folds=folds, updates=updates,

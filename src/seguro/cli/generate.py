@@ -39,11 +39,15 @@ def generate(
 
     text = console(as_json)
     folder = out or Path(f"synthetic-{domain}")
+    from seguro.api.generate import foreseen
+    from seguro.api.generate import generate as work
+
     if dry_run:
-        text.print(f"would make {volumes} volumes of {escape(domain)} in {escape(str(folder))}/")
+        text.print(f"would write {escape(str(folder))}/")
+        for line in foreseen(run, domain, volumes, folder, steps=steps, beside=beside):
+            text.print(escape(line))
         finish(text, result={"folder": folder, "volumes": volumes}, as_json=as_json)
         return
-    from seguro.api.generate import generate as work
 
     made = work(
         run, domain, volumes, folder, steps=steps, seed=seed, beside=beside, device=device,

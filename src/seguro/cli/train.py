@@ -159,7 +159,7 @@ def plan_options_for(
         raise ConfigError(f"--recipe {recipe}: seguro or rog")
     if slices not in (None, *AXES):
         raise ConfigError(f"--slices {slices}: {', '.join(AXES)}")
-    if memory is None and not (workspace / "plan" / "plan.json").exists() and _gpu(device):
+    if memory is None and not (workspace / "plan" / "plan.json").exists() and gpu_for(device):
         memory = GPU_MEMORY_GIB
     given = {
         "memory_gib": memory,
@@ -174,7 +174,8 @@ def plan_options_for(
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
 
 
-def _gpu(device: str) -> bool:
+def gpu_for(device: str) -> bool:
+    """Return whether work on `device` is on a GPU, where "auto" takes one that is there."""
     if device != "auto":
         return device.startswith("cuda")
     import torch
@@ -204,7 +205,7 @@ def describe(data: Path, out: Path | None, plan_options: Any, options: Any, name
     from seguro import api
 
     workspace = api.workspace_of(data, out)
-    preset, config = api.configure(options, gpu=_gpu(options.device))
+    preset, config = api.configure(options, gpu=gpu_for(options.device))
     stages = [
         s
         for s, p in (("check", "check/manifest.json"), ("plan", "plan/plan.json"))

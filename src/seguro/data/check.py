@@ -108,6 +108,7 @@ def ensure(
     verify: bool = False,
     jobs: int = 2,
     say: Callable[[str], None] = lambda line: None,
+    write: bool = True,
 ) -> Manifest:
     """Return the manifest of `folder`, checking it first when it was not checked or has changed.
 
@@ -115,18 +116,19 @@ def ensure(
     would otherwise validate on a training image. Every other error refuses the folder.
 
     Without `options` those of the last check in the workspace hold, so that what `seguro check`
-    was told (quarantine, spacing, class names, ...) needs not be said again.
+    was told (quarantine, spacing, class names, ...) needs not be said again. `write` is that of `check`.
 
     Raises:
         DataError: something is wrong with the data; the first errors are listed.
     """
     options = options or remembered(workspace)
-    report = check(folder, workspace, options=options, progress=progress, verify=verify, jobs=jobs)
+    how: dict[str, Any] = {"progress": progress, "verify": verify, "jobs": jobs, "write": write}
+    report = check(folder, workspace, **how, options=options)
     if not report.ok and all(p.kind == "duplicate" for p in report.errors):
         for problem in report.errors:
             say(f"left out: {problem.line()}")
         options = replace(options, quarantine=True)
-        report = check(folder, workspace, options=options, progress=progress, verify=verify, jobs=jobs)
+        report = check(folder, workspace, **how, options=options)
     if report.ok:
         return report.manifest
     lines = [f"  {p.line()}" for p in report.errors[:10]]

@@ -1,0 +1,141 @@
+"""What an adaptation needs, looked at before anything is planned, prepared or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seguro.api.cases import cases_of_fold
+from seguro.api.configuration import TrainOptions, configure
+from seguro.api.labelled import hidden_cases, labelled_patients
+from seguro.api.workspace import manifest_of, workspace_of
+from seguro.core.errors import ConfigError, DataError
+from seguro.core.files import read_json
+from seguro.core.types import Case, Manifest
+
+if TYPE_CHECKING:
+    from seguro.data.plan import Plan
+    from seguro.methods.adapt.config import AdaptConfig
+
+OTHER_SCALE = 1.1
+"""Ratio of sides of the frame from which things are said to be shown at another scale."""
+
+
+def foreseen(
+    data: Path, options: TrainOptions, *, out: Path | None = None, gpu: bool = False, write: bool = True
+) -> list[str]:
+    """Return lines that say who is source and target and what the run starts from, or refuse it.
+
+    Args:
+        data: folder or workspace.
+        options: of a training with method `adapt` and a run to start from.
+        out: the workspace.
+        gpu: whether a preset is chosen for a GPU.
+        write: False leaves the disk alone; else the data may be checked into the workspace.
+
+    Raises:
+        ConfigError: a site that the generator or the data do not have, sizes or classes that the weights to
+            start from do not fit, a batch that is no whole number of pairs.
+        DataError: another number of channels, or the data cannot be used.
+    """
+    from seguro.data import planner
+    from seguro.engine.model import model_folder
+    from seguro.methods.adapt.method import numbers
+    from seguro.methods.adapt.sample import sides
+
+    if options.init is None:
+        raise ConfigError("an adaptation starts from a run: give the factory, or stage source, with --from")
+    start = read_json(model_folder(options.init) / "model.json")
+    workspace = workspace_of(data, out)
+    manifest = manifest_of(data, workspace, write=write)
+    file = workspace / "plan" / "plan.json"
+    plan = planner.load(file) if file.exists() else None
+    train = _training(manifest, plan, options.fold)
+    _, config = configure(options, gpu=gpu, sites=[c.site for c in train])
+    numbers(config)
+    _fits(options.init, start, config, manifest)
+    if options.batch is not None and options.batch % 2:
+        raise ConfigError(f"--batch {options.batch}: source and target go in pairs; give an even number")
+    hidden = frozenset[str]()
+    if options.labelled is not None:
+        hidden = hidden_cases(train, labelled_patients(options.labelled, train, seed=options.seed))
+    known = [i for i, c in enumerate(train) if c.label is not None and c.id not in hidden]
+    source, target = sides([c.site for c in train], known, config)
+    return [
+        f"start: {options.init} (method {start['method']}), {config.size} pixels, "
+        f"domains {', '.join(config.domains)}",
+        f"source: {_counted([train[i] for i in source])}, all with labels",
+        *_target(config, [train[i] for i in target], set(target) & set(known)),
+        *_scale(start["plan"], plan, config),
+    ]
+
+
+def _training(manifest: Manifest, plan: Plan | None, fold: str) -> Sequence[Case]:
+    """Return the training cases of a fold; all that may be, where there is no plan yet."""
+    if plan is not None:
+        return cases_of_fold(manifest, plan, fold, "some")[0]
+    return (*manifest.of("train"), *manifest.of("unlabelled"))
+
+
+def _fits(init: Path, start: Mapping[str, Any], config: AdaptConfig, manifest: Manifest) -> None:
+    """Refuse weights that this data set and these options do not fit."""
+    from seguro.methods.adapt.config import BUILT, READ
+
+    began, here = start["plan"]["channels"], manifest.channels
+    if len(began) != len(here):
+        raise DataError(
+            f"the data have {len(here)} channels, {init} was trained on {len(began)} "
+            f"({', '.join(c['name'] for c in began)}); adaptation needs the same ones"
+        )
+    adapts, began_as = config.stage == "adapt", start["method"]
+    if adapts and began_as == "factory":
+        raise ConfigError(
+            f"stage adapt starts from stage source, and {init} is a factory: run `seguro adapt` with "
+            "--stage source first, then from that run"
+        )
+    names = [*BUILT, *READ] if began_as == "adapt" else BUILT
+    now = config.model_dump(mode="json")
+    other = [n for n in names if n in start["config"] and start["config"][n] not in (now[n], None)]
+    if other:
+        lines = [f"{n}: {start['config'][n]!r} there, {now[n]!r} here" for n in other]
+        raise ConfigError(f"{init} was trained with other options:\n  " + "\n  ".join(lines))
+    classes = None if manifest.classes is None else manifest.classes.names
+    wanted = tuple(start["plan"]["classes"]["names"])
+    if began_as == "adapt" and classes is not None and tuple(classes) != wanted:
+        raise ConfigError(
+            f"the data have the classes {', '.join(classes)}, {init} segments {', '.join(wanted)}; write the "
+            "labels with the same names and values"
+        )
+
+
+def _target(config: AdaptConfig, cases: Sequence[Case], labelled: set[int]) -> list[str]:
+    if config.stage == "source":
+        return []
+    few = f"labels of {len(labelled)}" if labelled else "no labels"
+    slices = ", of their middle slices" if labelled and config.target_slices == "middle" else ""
+    return [f"target: {_counted(cases)}, {few}{slices}; the model is chosen by {config.select}"]
+
+
+def _counted(cases: Sequence[Case]) -> str:
+    sites, patients = sorted({c.site for c in cases}), {c.patient for c in cases}
+    return f"{', '.join(sites)}, {len(cases)} cases of {len(patients)} patients"
+
+
+def _scale(began: Mapping[str, Any], plan: Plan | None, config: AdaptConfig) -> list[str]:
+    """Say where the frame shows another extent than the one that the generator learned."""
+    from seguro.data.frame import frame_of
+    from seguro.data.plan import Plan
+
+    if plan is None:
+        return []
+    first, second = (
+        frame_of(p, config.size, side=config.side, limits=config.limits).side * p.spacing[p.plane_axes[0]]
+        for p in (Plan.model_validate(began), plan)
+    )
+    if max(first / second, second / first) < OTHER_SCALE:
+        return []
+    return [
+        f"warning: the frame is {second:.0f} {plan.unit} wide here and was {first:.0f} where the generator "
+        "was trained, so things are shown at another scale; plan with the same spacing, or set side"
+    ]
