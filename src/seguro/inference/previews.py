@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,21 @@ def made(method: Maker, modules: nn.ModuleDict, domain: int, n: int, *, seed: in
 
 
 def write(folder: Path, name: str, method: Maker, modules: nn.ModuleDict) -> list[Path]:
-    """Write one picture per domain, `folder`/`domain`/`name`.png, and return their paths."""
+    """Write one picture per domain, `folder`/`domain`/`name`.png, and return their paths.
+
+    Sites are named by people: what cannot be a folder of its own in a name becomes "_".
+    """
     paths = []
     for number, domain in enumerate(method.domains):
-        path = folder / domain / f"{name}.png"
+        path = folder / plain(domain) / f"{name}.png"
         write_bytes(path, grid(made(method, modules, number, COLUMNS)))
         paths.append(path)
     return paths
+
+
+def plain(domain: str) -> str:
+    """Return a domain's name as that of a folder: letters, digits, blanks, "-", "_" and dots not in front."""
+    return re.sub(r"^\.+|[^\w .-]", "_", domain)
 
 
 def grid(images: NDArray[np.float32]) -> bytes:
