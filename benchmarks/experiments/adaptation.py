@@ -1,13 +1,16 @@
 """Compares ways to segment a site without labels: `python benchmarks/experiments/adaptation.py NAME`.
 
-Reads NAME/experiment.yaml beside this file. Makes the sites (`scanners.py`), checks, plans, and for every
-seed trains the `phases` in their order, then trains, predicts and scores the `arms`, with the command line of
-seguro. What is finished is skipped; `--only ARM` runs some arms, `--collect` only gathers what is there.
+Reads NAME/experiment.yaml beside this file. Makes the sites (`scanners.py`, `vessels.py`), checks, plans,
+and for every seed trains the `phases` in their order, then trains, predicts and scores the `arms`, with the
+command line of seguro. What is finished is skipped; `--only ARM` runs some arms, `--collect` only gathers
+what is there.
 
-experiment.yaml: as for arms.py, and `scanners` (names in scanners.py), `labels` (name: who keeps labels, as
-{site: number of patients, or "all"}) and `phases` (name: options of `train`, scored by nobody). An option
-`init: NAME` starts from the run of that phase or arm with the same seed; `labelled: NAME` is an entry of
-`labels`. Every arm deploys its last weights (`folds: none`): none is selected by labels of the target.
+experiment.yaml: as for arms.py, and `scanners` (names in scanners.py; with `one_class: NAME` all classes are
+one) or `vessels` (the target of vessels.py), `labels` (name: who keeps labels, as {site: number of patients,
+or "all"}) and `phases` (name: options of `train`, scored by nobody). An option `init: NAME` starts from the
+run of that phase or arm with the same seed; `labelled: NAME` is an entry of `labels`. With `folds: none` no
+arm is selected by labels of the target: `adapt` by its loss on translations, all others deploy their last
+weights.
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import scanners
+import vessels
 from arms import METRICS, collect, merged, options, planned, seguro
 from record import HERE
-from scanners import write
 
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.settings import read_yaml
@@ -68,6 +72,15 @@ def perform(
         )
 
 
+def made(plan: Mapping[str, Any], root: Path, work: Path, name: str) -> Path:
+    """Write the sites of an experiment into `work` and return their data set."""
+    if "vessels" in plan:
+        return vessels.write(root, work / name, plan["vessels"])
+    kept = check.Options(quarantine=True)
+    found = check.ensure(root / plan["data"], work / f"{plan['data']}.seguro", options=kept)
+    return scanners.write(found, work / name, plan["scanners"], one=plan.get("one_class"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("name", help="folder with experiment.yaml, beside this file")
@@ -84,9 +97,7 @@ def main() -> int:
         sys.exit(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
     workspace = given.work / f"{given.name}.seguro"
     if not given.collect:
-        data, raw = given.work / given.name, given.data_root / plan["data"]
-        kept = check.Options(quarantine=True)
-        write(check.ensure(raw, given.work / f"{plan['data']}.seguro", options=kept), data, plan["scanners"])
+        data = made(plan, given.data_root, given.work, given.name)
         seguro("check", data, "--out", workspace, *options(plan.get("check", {})))
         planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
         files = labelled_files(manifest.load(workspace), plan["labels"], workspace)

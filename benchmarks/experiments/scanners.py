@@ -77,8 +77,13 @@ def dealt(cases: Sequence[Case], scanners: Sequence[str]) -> list[tuple[Case, st
     return out
 
 
-def write(manifest: Manifest, out: Path, scanners: Sequence[str], *, seed: int = 0) -> Path:
-    """Write the data set of the sites and return its folder; one that is there already stays."""
+def write(
+    manifest: Manifest, out: Path, scanners: Sequence[str], *, seed: int = 0, one: str | None = None
+) -> Path:
+    """Write the data set of the sites and return its folder; one that is there already stays.
+
+    With `one` all classes become the one of this name.
+    """
     if out.exists():
         return out
     labelled = [c for c in manifest.cases if c.label is not None]
@@ -95,11 +100,14 @@ def write(manifest: Manifest, out: Path, scanners: Sequence[str], *, seed: int =
                 folder / f"images{end}" / f"{name}.nii.gz", image if len(image) > 1 else image[0], source
             )
             if label is not None:  # it never is: only labelled cases are dealt
-                write_label(folder / f"labels{end}" / f"{name}.nii.gz", label.array, source)
+                values = label.array if one is None else label.array > 0
+                write_label(folder / f"labels{end}" / f"{name}.nii.gz", values, source)
             rows.append(f"{name},{case.patient},{site},{split}")
             train += [name] if split == "train" else []
         write_text(folder / "patients.csv", "\n".join(rows) + "\n")
         described = read_json(Path(manifest.root) / "dataset.json")
+        if one is not None:
+            described["labels"] = {"0": "background", "1": one}
         training = [{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in train]
         write_json(
             folder / "dataset.json",

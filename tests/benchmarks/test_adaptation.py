@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from seguro import api
+from seguro.core.errors import DataError
 from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml, settings_from
 from seguro.data import check, phantom
+from seguro.data.manifest import read_case, read_case_label
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 PLANS = {p.parent.name: read_yaml(p) for p in sorted(EXPERIMENTS.glob("adaptation_*/experiment.yaml"))}
@@ -20,13 +23,15 @@ PLANS = {p.parent.name: read_yaml(p) for p in sorted(EXPERIMENTS.glob("adaptatio
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return {name: importlib.import_module(name) for name in ("adaptation", "arms", "scanners")}
+    return {name: importlib.import_module(name) for name in ("adaptation", "arms", "scanners", "vessels")}
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_phase_and_arm_is_a_valid_config(name, scripts):
     plan = PLANS[name]
-    assert set(plan["scanners"]) <= set(scripts["scanners"].SCANNERS)
+    sites = set(scripts["vessels"].SITES) if "vessels" in plan else {"plain", *plan["scanners"]}
+    assert plan.get("vessels", "plain") in sites
+    assert set(plan.get("scanners", ())) <= set(scripts["scanners"].SCANNERS)
     runs = {**plan["phases"], **plan["arms"]}
     for own in runs.values():
         given = scripts["arms"].merged(plan["train"], own)
@@ -35,12 +40,70 @@ def test_every_phase_and_arm_is_a_valid_config(name, scripts):
         api.configure(api.TrainOptions(settings=settings_from(given["set"]), **options), gpu=False)
     for one, other in plan["pairs"].items():
         assert one in plan["arms"] and other in plan["arms"] and one != other
-    sites = {"plain", *plan["scanners"]}
     assert all(set(who) <= sites for who in plan["labels"].values())
 
 
-def test_there_are_two():
-    assert set(PLANS) == {"adaptation_inverted", "adaptation_blurred"}
+def test_every_experiment_says_what_it_is_and_whether_it_was_run():
+    kinds = {"inverted", "blurred", "brain", "vessels", "vessels_back"}
+    assert set(PLANS) == {f"adaptation_{k}" for k in kinds}
+    for name in PLANS:
+        text = (EXPERIMENTS / name / "README.md").read_text()
+        assert f"adaptation.py {name} " in text
+        assert ("Not yet run" in text) != (EXPERIMENTS / name / "result.json").exists()
+
+
+def label_of(case, manifest):
+    return read_case_label(case, manifest, like=read_case(case, manifest).grid).array
+
+
+def eyes(root):
+    """Two subjects with a photograph of each eye, and three angiographies, as they are handed out."""
+    rng = np.random.default_rng(0)
+    for name in ("01L", "01R", "02L", "02R"):
+        path = root / "vessels_chase" / f"Image_{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (21, 30, 3), dtype=np.uint8)).save(path)
+        mask = np.zeros((21, 30), bool)
+        mask[4:8, 6:20] = True
+        Image.fromarray(mask).save(path.with_name(f"Image_{name}_1stHO.png"))
+    for number in range(3):
+        folder = root / "vessels_octa_synthetic"
+        for part in ("images", "labels"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8)).save(
+            folder / "images" / f"G_{number}.png"
+        )
+        mask = np.zeros((64, 64), bool)
+        mask[8:24, 32:48] = True
+        Image.fromarray(mask).save(folder / "labels" / f"{number}.png")
+    return root
+
+
+def test_vessels_become_two_sites(scripts, tmp_path):
+    out = scripts["vessels"].write(eyes(tmp_path / "raw"), tmp_path / "sites", "octa")
+    found = check.ensure(out, tmp_path / "w")
+    assert {(c.site, c.split) for c in found.cases} == {
+        ("chase", "train"),
+        ("octa", "train"),
+        ("octa", "test"),
+    }
+    assert {c.patient for c in found.cases if c.site == "chase"} == {"chase_Image_01", "chase_Image_02"}
+    assert [c.id for c in found.of("test")] == ["octa_0"]
+    labels = {c.id: label_of(c, found)[0] for c in found.cases}
+    assert labels["chase_Image_01L"].shape == (10, 15) and labels["chase_Image_01L"].sum() == 2 * 7
+    assert labels["octa_1"].shape == (16, 16) and labels["octa_1"][2:6, 8:12].all()
+    assert labels["octa_1"].sum() == 16
+    with pytest.raises(DataError, match="no image of chase, octa"):
+        scripts["vessels"].write(tmp_path / "none", tmp_path / "other", "octa")
+
+
+def test_all_classes_become_one(scripts, tmp_path):
+    data = phantom.write_msd(tmp_path / "raw", n_labelled=4, n_test=0)
+    found = check.ensure(data, tmp_path / "raw.seguro")
+    out = scripts["scanners"].write(found, tmp_path / "sites", ["inverted"], one="brain")
+    made = check.ensure(out, tmp_path / "sites.seguro")
+    assert made.classes.names == ("background", "brain")
+    assert {int(v) for c in made.cases for v in np.unique(label_of(c, made))} == {0, 1}
 
 
 def test_sites_share_no_patient_and_every_scanner_sees_the_test_patients(scripts, tmp_path):
