@@ -171,6 +171,16 @@ def test_two_files_of_one_case_are_refused(model, images, tmp_path):
     assert main(["predict", str(model), str(images), "--out", str(tmp_path / "out")]) == 1
 
 
+@pytest.mark.parametrize("which", [["--cases", "test"], []], ids=["cases", "files"])
+def test_an_unfinished_run_is_named_as_such(images, tmp_path, capsys, which):
+    run = tmp_path / "w.seguro" / "runs" / "r"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("method: supervised\n")
+    assert main(["predict", str(run), *(which or [str(images), "--out", str(tmp_path / "out")])]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "has not finished" in told and "run its train command again" in told
+
+
 def test_a_changed_weight_is_refused(model, images, tmp_path):
     own = shutil.copytree(model / "model", tmp_path / "model")
     flip_a_bit(own / "weights.safetensors")

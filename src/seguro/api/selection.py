@@ -40,6 +40,7 @@ def manifest_for(
 
     Raises:
         ConfigError: no workspace.
+        DataError: no model; an unfinished run is named as such.
     """
     from seguro.data import manifest
 
@@ -49,8 +50,10 @@ def manifest_for(
     elif run is not None:
         workspace = run.parent.parent
     else:
+        from seguro.engine.model import model_folder
+
         raise ConfigError(
-            f"{model} is a bare model folder in no workspace; say whose cases: --data WORKSPACE"
+            f"{model_folder(model)} is a bare model folder in no workspace; say whose cases: --data WORKSPACE"
         )
     if not is_workspace(workspace):
         raise ConfigError(
