@@ -30,6 +30,9 @@ from seguro.federated.deployment import Service, tail
 PAGE = Path(__file__).parents[2] / "docs" / "federation.md"
 SITES = ("north", "south", "west")
 BLOCK = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.M | re.S)
+ROUND_S = 60.0
+"""Of a round over the network beyond its training, three sites and a server on two busy cores; a process that
+imports torch for every message took longer."""
 PORTS = ("8443", "8000", "9441", "9442", "9443", "9191", "9192", "9193")
 
 
@@ -48,6 +51,23 @@ def free_ports(n: int) -> list[str]:
     return ports
 
 
+WATCH = """
+import os, sys
+LOG = os.open(os.environ["CONNECT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+def note(event, args):
+    if event in ("socket.connect", "socket.sendto"):
+        os.write(LOG, f"{event} {args[1]!r}\\n".encode())
+    elif event == "socket.getaddrinfo":
+        os.write(LOG, f"{event} {args[:1]!r}\\n".encode())
+sys.addaudithook(note)
+"""
+"""Imported by every Python that starts with it in its path: notes where the process turns to."""
+OURS = re.compile(
+    r"socket.(connect|sendto) (\('127.0.0.1', \d+\)|'/[^']*')"
+    r"|socket.getaddrinfo \(('127.0.0.1'|'localhost'|None),\)"
+)
+
+
 class Reader:
     """Does what the page says, in a folder."""
 
@@ -57,6 +77,16 @@ class Reader:
         self.server: subprocess.Popen | None = None
         self.sites: list[subprocess.Popen] = []
         self.said: dict[str, str] = {}
+        self.connect_log = folder / "connects"
+        (folder / "watch").mkdir()
+        (folder / "watch" / "sitecustomize.py").write_text(WATCH)
+        watched = [str(folder / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CONNECT_LOG": str(self.connect_log),
+            "PYTHONPATH": os.pathsep.join(watched),
+        }
 
     def start(self, text: str, log: str) -> subprocess.Popen:
         tools = f'seguro() {{ "{sys.executable}" -m seguro "$@"; }}\n'
@@ -65,7 +95,7 @@ class Reader:
             return subprocess.Popen(
                 [*self.prefix, "bash", "-ec", tools + text],
                 cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env=self.environment,
             )  # fmt: skip
 
     def step(self, number: int, kind: str, how: str, text: str) -> None:
@@ -189,6 +219,25 @@ def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
     assert seen == set(SITES)
     for log in (work / "superlink.log", north / "supernode.log"):
         assert not re.search(r"update available|telemetry|uv sync|pypi", log.read_text(), re.I)
+
+
+@pytest.mark.slow
+def test_no_process_turned_to_an_address_outside(read):
+    """Check 9. Every Python of the run notes its connections; HAProxy's are in its configuration."""
+    seen = read.connect_log.read_text().splitlines()
+    assert [x for x in seen if not OURS.fullmatch(x)] == []
+    to = {m[1] for x in seen if (m := re.search(r"connect .*, (\d+)\)", x))}
+    superlink, sidecars = read.ports["8000"], {read.ports[p] for p in ("9441", "9442", "9443")}
+    assert {superlink, *sidecars} <= to  # what was to be seen was seen
+    assert any(x.startswith("socket.connect '/") for x in seen)  # the apps' sockets to their sites
+
+
+@pytest.mark.slow
+def test_a_round_takes_little_more_than_its_training(read):
+    """A message waits up to 3 s at every site until Flower fetches it, and starts one small process."""
+    found = lines(read.folder / "runs/liver-1")[1:]
+    over = [x["seconds"] - max(m["seconds"] for m in x["metrics"].values()) for x in found]
+    assert min(over) < ROUND_S, over
 
 
 @pytest.mark.slow

@@ -17,8 +17,13 @@ BLOCK = 1 << 15
 """Numbers that are averaged at a time."""
 
 
-def check(site: str, arrays: Arrays, like: Arrays) -> None:
-    """Refuse arrays of other names, shapes or types than `like`, or with a value that is not finite.
+def check(site: str, arrays: Arrays, like: Arrays) -> float:
+    """Return the distance of arrays from `like`; refuse other names, shapes or types, and what is not finite.
+
+    Args:
+        site: whose arrays they are.
+        arrays: as received.
+        like: all of its values are finite.
 
     Raises:
         DataError: what is wrong with which array of which site.
@@ -36,8 +41,13 @@ def check(site: str, arrays: Arrays, like: Arrays) -> None:
                 f"site {site}: {name} is {array.dtype} {array.shape}, "
                 f"expected {expected.dtype} {expected.shape}"
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise DataError(f"site {site}: {name} has {int((~np.isfinite(array)).sum())} values not finite")
+    far = distance(arrays, like)
+    if not np.isfinite(far):  # as every value is where it is finite: one pass is enough for both
+        for name, array in arrays.items():
+            odd = int((~np.isfinite(array)).sum()) if array.dtype.kind == "f" else 0
+            if odd:
+                raise DataError(f"site {site}: {name} has {odd} values not finite")
+    return far
 
 
 def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArray[Any]]:
@@ -51,11 +61,14 @@ def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArr
     for name, first in updates[0].items():
         flat = [u[name].reshape(-1) for u in updates]
         found = np.empty(first.size, first.dtype)
+        whole, parts = np.empty((2, min(first.size, BLOCK)))  # one place for all blocks: new ones cost more
         for at in _blocks(first.size):
-            sums = np.zeros(len(found[at]), np.float64)
-            for x, values in zip(w, flat, strict=True):
-                sums += np.multiply(values[at], x, dtype=np.float64)
-            found[at] = _as(sums, first.dtype)
+            n = min(first.size - at.start, BLOCK)
+            sums, part = whole[:n], parts[:n]
+            np.multiply(flat[0][at], w[0], out=sums, dtype=np.float64)
+            for x, values in zip(w[1:], flat[1:], strict=True):
+                sums += np.multiply(values[at], x, out=part, dtype=np.float64)
+            found[at] = sums if first.dtype.kind == "f" else _as(sums, first.dtype)
         out[name] = found.reshape(first.shape)
     return out
 
@@ -95,15 +108,27 @@ def length(arrays: Arrays) -> float:
 
 
 def distance(new: Arrays, old: Arrays) -> float:
-    """Return the Euclidean length of new - old over all floating-point arrays together."""
+    """Return the Euclidean length of new - old over all floating-point arrays together.
+
+    float32 within blocks, float64 over them; in float64 throughout where that is too little.
+    """
+    total = _squares(new, old, np.dtype(np.float32))
+    return float(np.sqrt(total if np.isfinite(total) else _squares(new, old, np.dtype(np.float64))))
+
+
+def _squares(new: Arrays, old: Arrays, dtype: np.dtype[Any]) -> float:
     total = 0.0
-    for name, array in new.items():
-        if array.dtype.kind == "f":
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name, array in new.items():
+            if array.dtype.kind != "f":
+                continue
             a, b = array.reshape(-1), old[name].reshape(-1)
+            fine = np.promote_types(array.dtype, dtype)
+            place = np.empty(min(a.size, BLOCK), fine)
             for at in _blocks(a.size):
-                moved_by = np.subtract(a[at], b[at], dtype=np.float64)
+                moved_by = np.subtract(a[at], b[at], out=place[: min(a.size - at.start, BLOCK)], dtype=fine)
                 total += float(moved_by @ moved_by)
-    return float(np.sqrt(total))
+    return total
 
 
 def bounded(changes: Sequence[Arrays], bound: float) -> list[dict[str, NDArray[Any]]]:

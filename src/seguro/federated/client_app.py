@@ -1,35 +1,34 @@
-"""The Flower app of a site. A node's configuration says which site it is and where its data lie."""
+"""The Flower app of a site: it carries messages to the site and its answers back.
+
+Flower imports it in a new process for every message, so it imports nothing that computes.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from seguro.core.errors import ConfigError
-from seguro.engine.runtime import Precision
 from seguro.federated.audit import Audit
 from seguro.federated.grid import unwrapped, wrapped
-from seguro.federated.message import Gate
+from seguro.federated.message import Answering, Gate
 from seguro.federated.policy import Guarded, Policy, read_policy
-from seguro.federated.site import Site
+from seguro.federated.resident import Resident
+
+if TYPE_CHECKING:
+    from seguro.engine.runtime import Precision
+    from seguro.federated.site import Site
 
 log = logging.getLogger(__name__)
 
 
 class SiteFailed(RuntimeError):
     """What goes over the network in place of an error of ours: it has no text, so it cannot leak."""
-
-
-class Answering(Protocol):
-    """A site, or what stands for it."""
-
-    def answer(self, data: bytes) -> bytes:
-        """Return the answer to the task in `data`."""
 
 
 def made(site_of: Callable[[Context], Answering]) -> ClientApp:
@@ -49,8 +48,14 @@ def made(site_of: Callable[[Context], Answering]) -> ClientApp:
     return app
 
 
-def from_context(context: Context) -> Site:
-    """Return the site that a node's configuration describes.
+def from_context(context: Context) -> Answering:
+    """Return the site of a node's configuration: by the `socket` of its process, or here in this one."""
+    config = {k: str(v) for k, v in context.node_config.items()}
+    return Resident(Path(config["socket"])) if "socket" in config else site_from(config)
+
+
+def site_from(config: Mapping[str, str]) -> Site:
+    """Return the site of a configuration.
 
     `site`, `data` and `out` are its name, data folder and workspace; `policy` is a YAML file, `device` and
     `precision` are of the training.
@@ -58,7 +63,8 @@ def from_context(context: Context) -> Site:
     Raises:
         ConfigError: a key is missing.
     """
-    config = {k: str(v) for k, v in context.node_config.items()}
+    from seguro.federated.site import Site
+
     missing = [k for k in ("site", "data", "out") if k not in config]
     if missing:
         raise ConfigError(f"--node-config lacks {', '.join(missing)}; the start-up file of the site has them")
@@ -74,22 +80,12 @@ def from_context(context: Context) -> Site:
     )
 
 
-def cached(make: Callable[[Context], Site]) -> Callable[[Context], Site]:
-    """Return `make` with the site of each node kept, so that its training stays in memory."""
-    kept: dict[int, Site] = {}
-
-    def site_of(context: Context) -> Site:
-        if context.node_id not in kept:
-            kept[context.node_id] = make(context)
-        return kept[context.node_id]
-
-    return site_of
-
-
 def _precision(name: str) -> Precision:
+    from seguro.engine.runtime import Precision
+
     if name not in get_args(Precision):
         raise ConfigError(f"precision {name}: expected {', '.join(get_args(Precision))}")
-    return cast(Precision, name)
+    return cast("Precision", name)
 
 
 def _gate(policy: str | None, out: Path) -> Gate:
@@ -98,4 +94,4 @@ def _gate(policy: str | None, out: Path) -> Gate:
     return Guarded(rules, Audit(out / "federated" / "audit.jsonl"))
 
 
-app = made(cached(from_context))
+app = made(from_context)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from seguro.core.errors import ConfigError, ExtraMissing, RunError
 from seguro.core.files import write_text
 from seguro.core.stage import locked
-from seguro.federated import startup
+from seguro.federated import resident, startup
 from seguro.federated.strategies import Federation
 
 Say = Callable[[str], None]
@@ -47,6 +48,8 @@ START_S = 120.0
 """How long a service may take until it listens."""
 STOP_S = 10.0
 """How long a service may take to end before it is killed."""
+SOON_S = 30.0
+"""A program that ends sooner after its start has a fault that a second start does not mend."""
 _LINES = 15
 _PR_SET_PDEATHSIG = 1
 
@@ -68,6 +71,7 @@ class Service:
 
     def __enter__(self) -> Service:
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.started = time.monotonic()
         with self.log.open("ab") as stream:
             self.process = subprocess.Popen(
                 self.command,
@@ -92,6 +96,20 @@ class Service:
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+    def revive(self, say: Say) -> None:
+        """Start the program again if it is no longer there.
+
+        Raises:
+            RunError: it ended soon after it was started, and would do so again.
+        """
+        if self.process.poll() is None:
+            return
+        if time.monotonic() - self.started < SOON_S:
+            self.check()
+        say(f"{self.name} ended with code {self.process.returncode} and is started again; see {self.log}")
+        self._signal(signal.SIGKILL)
+        self.__enter__()
 
     def check(self) -> None:
         """Raise RunError with the end of its log if the program is no longer there."""
@@ -184,7 +202,8 @@ def take_part(
 ) -> None:
     """Take part as a site until the process is stopped.
 
-    Sees that the server lets the site in, then starts the sidecar and the SuperNode.
+    Sees that the server lets the site in, then starts the training, the sidecar and the SuperNode. A training
+    that is killed is started again and goes on from its disk.
 
     Args:
         folder: the site's start-up folder; its policy.yaml holds.
@@ -206,16 +225,20 @@ def take_part(
     work = folder / "work"
     settings = {"data": str(data.resolve()), "out": str(out.resolve()), "policy": str(folder / "policy.yaml")}
     settings |= {"device": device, "precision": precision}
-    with stoppable(), ExitStack() as stack:
+    with stoppable(), TemporaryDirectory(prefix="seguro-") as room, ExitStack() as stack:
+        door = Path(room) / "site"  # not below the workspace: the path of a socket has 107 bytes at most
+        command = resident.command(door, {"site": start.site, **settings})
+        training = stack.enter_context(Service("the training", command, work / "training.log"))
         sidecar = Service("the sidecar", startup.proxy_command(folder), work / "haproxy.log")
         stack.enter_context(sidecar).listening(start.sidecar_port)
-        command = startup.supernode_command(folder, settings)
+        command = startup.supernode_command(folder, {"socket": str(door)})
         node = Service("the SuperNode", command, work / "supernode.log", startup.environment(work / "flower"))
         stack.enter_context(node)
         say(f"takes part; every message is in {out / 'federated' / 'audit.jsonl'}; Ctrl-C stops")
         while True:
             sidecar.check()
             node.check()
+            training.revive(say)
             time.sleep(1.0)
 
 

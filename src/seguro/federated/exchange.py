@@ -18,28 +18,29 @@ from seguro.methods.contract import Method
 
 def outgoing(method: Method, averaged: nn.ModuleDict) -> dict[str, NDArray[Any]]:
     """Return copies of the shared arrays by name, moving averages with the prefix AVERAGED."""
-    own, means = method.modules.state_dict(), averaged.state_dict()
-    out = {name: _array(own[name]) for name in method.shared()}
-    return out | {AVERAGED + name: _array(means[name]) for name in method.shared() if name in means}
-
-
-def fits(method: Method, averaged: nn.ModuleDict, arrays: Arrays) -> bool:
-    """Return whether `arrays` have the names and shapes that `outgoing` would give."""
-    own, means = method.modules.state_dict(), averaged.state_dict()
-    here = {name: own[name].shape for name in method.shared()}
-    here |= {AVERAGED + name: means[name].shape for name in method.shared() if name in means}
-    return here.keys() == arrays.keys() and all(tuple(here[k]) == v.shape for k, v in arrays.items())
+    return {name: _array(tensor) for name, tensor in _places(method, averaged).items()}
 
 
 @torch.no_grad()
-def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: Collection[str] = ()) -> None:
-    """Load shared arrays into the modules and their averages; the names in `keep` stay as they are here."""
-    own, means = method.modules.state_dict(), averaged.state_dict()
+def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: Collection[str] = ()) -> bool:
+    """Load shared arrays into the modules and their averages; the names in `keep` stay as they are here.
+
+    Returns:
+        bool: whether the arrays have the names and shapes that `outgoing` would give; else nothing is loaded.
+    """
+    places = _places(method, averaged)
+    if places.keys() != arrays.keys() or any(tuple(places[k].shape) != v.shape for k, v in arrays.items()):
+        return False
     for name, array in arrays.items():
-        bare = name.removeprefix(AVERAGED)
-        target = own if bare == name else means
-        if bare not in keep:
-            _fill(target[bare], array)
+        if name.removeprefix(AVERAGED) not in keep:
+            _fill(places[name], array)
+    return True
+
+
+def _places(method: Method, averaged: nn.ModuleDict) -> dict[str, Tensor]:
+    """Return the tensors that travel, as they lie in the modules and in their averages."""
+    own, means, shared = method.modules.state_dict(), averaged.state_dict(), method.shared()
+    return {n: own[n] for n in shared} | {AVERAGED + n: means[n] for n in shared if n in means}
 
 
 def _fill(tensor: Tensor, array: NDArray[Any]) -> None:

@@ -95,8 +95,8 @@ def numbers(update: Update, *, classes: Sequence[str], n_cases: int) -> Update:
     return replace(update, metrics=metrics)
 
 
-def values(update: Update, old: Arrays, *, coding: str) -> Update:
-    """Return the update with the site's new values in place of what travelled.
+def values(update: Update, old: Arrays, *, coding: str) -> tuple[Update, float]:
+    """Return the update with the site's new values in place of what travelled, and how far they moved.
 
     Args:
         update: as received.
@@ -114,5 +114,5 @@ def values(update: Update, old: Arrays, *, coding: str) -> Update:
             new = aggregate.moved(old, compression.decode(update.arrays, coding, old))
         except DataError as error:
             raise DataError(f"site {update.site}: {error}") from error
-    aggregate.check(update.site, new, old)
-    return replace(update, arrays=new)
+    far = aggregate.check(update.site, new, old)
+    return replace(update, arrays=new), far

@@ -232,10 +232,9 @@ class Training:
         return {**kept, "n_validation": float(len(self.validation))}
 
     def _load(self, loop: Loop, arrays: Arrays) -> None:
-        if not exchange.fits(loop.method, loop.run.averaged, arrays):
-            raise Refusal("the server's arrays are not those of this method here; use the same version")
         keep = exchange.norms(loop.method) if self.spec.personal == "norm" and loop.run.update else ()
-        exchange.incoming(loop.method, loop.run.averaged, arrays, keep=keep)
+        if not exchange.incoming(loop.method, loop.run.averaged, arrays, keep=keep):
+            raise Refusal("the server's arrays are not those of this method here; use the same version")
 
     def _train(self, loop: Loop, task: Task) -> tuple[dict[str, NDArray[Any]], dict[str, float]]:
         """Do the round's updates; return what travels and the numbers that go with it."""

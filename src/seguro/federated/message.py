@@ -96,6 +96,13 @@ class Gate(Protocol):
         """Take note of an update about to leave; Refusal where the site's policy forbids it."""
 
 
+class Answering(Protocol):
+    """A site, or what stands for it."""
+
+    def answer(self, data: bytes) -> bytes:
+        """Return the answer to the task in `data`."""
+
+
 class Open:
     """A gate that lets everything pass and notes nothing: the simulator's, where no other is asked for."""
 

@@ -18,7 +18,7 @@ from seguro.engine import checkpoint as checkpoints
 from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
-from seguro.federated import admission, aggregate, exchange, intake, message
+from seguro.federated import admission, exchange, intake, message
 from seguro.federated.accountant import Accountant
 from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
@@ -252,8 +252,8 @@ class Server:
             n_cases = int(self.roster.facts[site]["n_cases"])
             update = intake.numbers(update, classes=self._plan.classes.foreground, n_cases=n_cases)
             if asked.action == "train":
-                update = intake.values(update, self.arrays, coding=self.strategy.coding)
-                record.norms[site] = aggregate.distance(update.arrays, self.arrays)
+                update, far = intake.values(update, self.arrays, coding=self.strategy.coding)
+                record.norms[site] = far
         except NoAnswer as error:
             record.missing[site] = str(error)
             self.say(f"round {record.number}: site {site}: {error}")

@@ -9,9 +9,9 @@ from pathlib import Path
 from flwr.app import Context
 
 from seguro.core.errors import ConfigError
-from seguro.federated.client_app import Answering, made
+from seguro.federated.client_app import made
 from seguro.federated.grid import GridFleet, InProcess
-from seguro.federated.message import Open
+from seguro.federated.message import Answering, Open
 from seguro.federated.rounds import Server
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation

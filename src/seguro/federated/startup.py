@@ -29,6 +29,8 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """Flower's own switches: it tells nobody of its use, looks for no update and installs nothing at run time."""
+BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+"""How often Flower's own processes look for work on their machine, in seconds; by default once a second."""
 REACH_S = 10.0
 
 
@@ -69,7 +71,7 @@ def site_start(folder: Path) -> SiteStart:
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes: this one's, Flower quiet, its files below `home`."""
-    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": _path()}
+    return {**os.environ, **QUIET, **BRISK, "FLWR_HOME": str(home), "PATH": _path()}
 
 
 def quiet() -> None:

@@ -8,10 +8,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from seguro.core.errors import RunError
-from seguro.federated.site import Site
+
+if TYPE_CHECKING:
+    from seguro.federated.site import Site
 
 _LENGTH = 8
 
@@ -92,6 +94,8 @@ def serve(site: Site, tasks: IO[bytes], answers: IO[bytes]) -> None:
 
 
 def _main() -> None:
+    from seguro.federated.site import Site
+
     facts = json.loads(sys.argv[1])
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints must not print between the answers
