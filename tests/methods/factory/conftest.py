@@ -46,14 +46,17 @@ class Toy:
 
     def turn(self, update: int) -> set[str]:
         self.run.update = update
+        return set(self.method.update(self.batch(update), self.run))
+
+    def batch(self, update: int) -> Slice:
+        """Two noisy slices of the first domain."""
         rng = generator(0, "toy", update)
         n, size = 2, self.method.config.size
-        batch = Slice(
+        return Slice(
             torch.from_numpy(rng.normal(size=(n, 1, size, size)).astype("float32")).clamp(-1, 1),
             torch.zeros(n, dtype=torch.long),
             torch.from_numpy(rng.integers(0, self.method.config.z_bins, n)),
         )
-        return set(self.method.update(batch, self.run))
 
 
 @pytest.fixture

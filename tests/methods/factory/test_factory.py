@@ -15,6 +15,9 @@ from seguro.data.frame import frame_of, z_bin
 from seguro.data.plan import Intensity
 from seguro.methods.factory.augment import Adaptive
 from seguro.methods.factory.config import FactoryConfig
+from seguro.methods.factory.losses import angle
+from seguro.methods.factory.method import MADE_BATCH, Asked
+from seguro.networks.descriptor import descriptor
 
 
 @pytest.mark.parametrize(("how", "both"), [("instead", False), ("beside", True)])
@@ -45,7 +48,7 @@ def test_with_mixing_two_styles_meet_in_an_image_and_without_one(toy):
         made = toy(mixing=mixing)
         generator = made.method.modules["generator"]
         y = generator.conditions(torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long))
-        codes = made.method._codes(y, [torch.Generator().manual_seed(i) for i in range(2)])
+        codes = made.method._codes(Asked(y, None), [torch.Generator().manual_seed(i) for i in range(2)])
         assert [len(torch.unique(c, dim=0)) for c in codes.detach()] == [kinds, kinds]
 
 
@@ -90,6 +93,58 @@ def test_a_case_belongs_to_the_domain_of_its_site(toy):
 def test_settings_that_cannot_be_are_refused(fields, said):
     with pytest.raises(ValidationError, match=said):
         FactoryConfig(**fields)
+
+
+def test_the_mean_embedding_of_a_site_is_that_of_its_real_images(toy):
+    made = toy(embedding="descriptor", domains=("a", "b"))
+    for update in range(4):
+        made.turn(update)
+    images = torch.cat([made.batch(update).image for update in (0, 2)])  # turns of the discriminator
+    known = made.method.state()["embeddings"]
+    torch.testing.assert_close(known[0, :-1], descriptor(images).sum(0))
+    assert known[:, -1].tolist() == [4, 0]
+    fresh = toy(embedding="descriptor", domains=("a", "b"))
+    fresh.method.load_state(made.method.state())
+    assert torch.equal(fresh.method.state()["embeddings"], known)
+    assert "embeddings" not in toy().method.state()
+
+
+def test_half_of_the_turns_are_given_the_embedding_and_the_last_ones_are_guided_by_it(toy):
+    made = toy(embedding="descriptor", guide_share=0.5)  # of 100 updates
+    logged = [made.turn(u) for u in range(100)]
+    guided = [u for u, names in enumerate(logged) if "guide" in names]
+    assert all(u % 2 == 1 and u >= 50 for u in guided) and 5 <= len(guided) <= 20
+    assert not any(
+        "guide" in made.turn(u) for made in [toy(embedding="none", guide_share=1.0)] for u in range(4)
+    )
+
+
+def test_both_networks_read_the_embedding(toy):
+    made = toy(embedding="descriptor")
+    before = {k: v.clone() for k, v in made.method.modules.state_dict().items() if ".embed." in k}
+    assert {k.split(".")[0] for k in before} == {"generator", "discriminator"}
+    for update in range(12):
+        made.turn(update)
+    after = made.method.modules.state_dict()
+    assert all(not torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_the_guide_pulls_made_images_towards_their_site():
+    image = torch.zeros(2, 1, 16, 16, requires_grad=True)
+    site = descriptor(torch.full((2, 1, 16, 16), 0.6))
+    start = angle(descriptor(image), site)
+    (slope,) = torch.autograd.grad(start, image)
+    assert float(angle(descriptor(image - 0.01 * slope.sign()), site).detach()) < float(start.detach())
+
+
+def test_slices_are_made_a_few_at_a_time(toy, monkeypatch):
+    method = toy().method
+    generator, sizes = method.modules["generator"], []
+    whole = generator.synthesize
+    monkeypatch.setattr(generator, "synthesize", lambda w, **k: sizes.append(len(w)) or whole(w, **k))
+    found = method.made(method.modules, 0, 2 * MADE_BATCH + 3, torch.Generator().manual_seed(0))
+    assert sizes == [MADE_BATCH, MADE_BATCH, 3]
+    assert len(found) == sum(sizes) and float(found.abs().max()) <= 1
 
 
 def test_a_local_discriminator_does_not_leave(toy):

@@ -26,6 +26,15 @@ def test_the_game_is_non_saturating():
     assert float(slope) == pytest.approx(-1, abs=1e-3)
 
 
+def test_the_angle_is_that_between_the_rows():
+    a = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    b = torch.tensor([[0.0, 1.0], [0.5**0.5, 0.5**0.5]])
+    assert float(losses.angle(a, b)) == pytest.approx((math.pi**2 / 4 + math.pi**2 / 16) / 2, rel=1e-4)
+    x = a.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(losses.angle(x, a), x)
+    assert slope.isfinite().all()
+
+
 def test_r1_of_a_linear_discriminator_is_half_its_squared_weights():
     weight = torch.randn(1, 4, 4, requires_grad=True)
     x = torch.randn(3, 1, 4, 4, requires_grad=True)

@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from seguro.core.types import Record
+from seguro.methods.generators import SMALL, TINY, GeneratorConfig
 
 
-class FactoryConfig(Record):
+class FactoryConfig(GeneratorConfig):
     """Defaults are the published code's: Galati et al., MICCAI 2024 (where it contradicts itself: README)."""
 
-    domains: tuple[str, ...] = ()
-    """Names of the sites, in the order of their number; filled in from the data or the federation where not
-    given. With none there is one domain, whatever the site."""
-    size: int = Field(512, ge=8)
-    """Of the image in pixels, a power of two."""
-    side: int | None = Field(None, ge=8)
-    """Of the square that is shown, in planned voxels; null for the longer side of the median case."""
-    limits: tuple[float, float] | None = None
-    """Planned intensities that become -1 and 1; null for those of the plan's scheme (data/frame.py)."""
-    z_bins: int = Field(29, ge=1)
-    """Positions along the slice axis that are told apart."""
-    width: int = Field(512, ge=1)
-    """Channels at low resolution, of both networks."""
-    full: int = Field(64, ge=4)
-    """The highest resolution with `width` channels; halved at every doubling after."""
-    latent: int = Field(512, ge=1)
-    mapping_layers: int = Field(8, ge=1)
     group: int = Field(4, ge=2, multiple_of=2)
     """Consecutive images whose spread the discriminator sees; the batch is a multiple of it. Even, since path
     length is taken of every second image."""
@@ -58,30 +41,22 @@ class FactoryConfig(Record):
     """Images over which the probability of augmentation may go from 0 to 1."""
     augment_every: int = Field(8, ge=1)
     """Turns of the discriminator from one change of the probability to the next."""
+    embedding: Literal["none", "descriptor"] = "none"
+    """What sums up the images of a site for both networks, in half of the turns: nothing, or the mean of 32
+    hand-made numbers (networks/descriptor.py). Published: CLIP, a network from elsewhere."""
+    guide: float = Field(50.0, ge=0)
+    """Weight of the squared angle between the embeddings of made images and of their site, in the turns that
+    are given it, while refining."""
+    guide_share: float = Field(7000 / 707_000, ge=0, le=1)
+    """Part of training, at its end, that refines."""
     discriminator: Literal["shared", "local"] = "shared"
     """Whether it leaves a site: local cuts messages by a third and tells less, and departs from the paper."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> FactoryConfig:
-        if self.size & (self.size - 1):
-            raise ValueError(f"size is {self.size}; expected a power of two, such as 64")
-        twice = sorted({d for d in self.domains if self.domains.count(d) > 1})
-        if twice:
-            raise ValueError(f"domains name {', '.join(twice)} twice; each site needs its own")
-        if self.limits is not None and self.limits[0] >= self.limits[1]:
-            raise ValueError(f"limits are {self.limits}; the first must be below the second")
-        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
-        "size": 64,
-        "z_bins": 8,
-        "width": 64,
-        "full": 32,
-        "latent": 128,
-        "mapping_layers": 4,
+        **SMALL,
         "average": 0.99,
         "regularize": "beside",
         "r1": 1.0,
@@ -89,12 +64,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "augment_images": 20_000,
     },
     "tiny": {
-        "size": 32,
-        "z_bins": 4,
-        "width": 32,
-        "full": 16,
-        "latent": 64,
-        "mapping_layers": 2,
+        **TINY,
         "group": 2,
         "average": 0.9,
         "regularize": "beside",

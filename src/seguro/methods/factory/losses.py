@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+STEEP = 1e-5
+"""How near to 1 a cosine is taken; the slope of its angle has no bound there."""
 Gradient = Callable[[Tensor, Tensor], Tensor]
 """(y, x) -> d y.sum() / d x, which can be differentiated again."""
 
@@ -20,6 +22,12 @@ def tell_apart(real: Tensor, made: Tensor) -> Tensor:
 def deceive(made: Tensor) -> Tensor:
     """Return the generator's loss, softplus(-D(G)), of scores (N,)."""
     return F.softplus(-made).mean()
+
+
+def angle(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean squared angle, in radians, between rows of unit length (N, d)."""
+    cosine = (a * b).sum(1).clamp(-1 + STEEP, 1 - STEEP)
+    return cosine.arccos().square().mean()
 
 
 def r1(scores: Tensor, images: Tensor, gradient: Gradient) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -20,9 +21,15 @@ from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
 from seguro.methods.factory import losses
 from seguro.methods.factory.augment import Adaptive
 from seguro.methods.factory.config import PRESETS, FactoryConfig
+from seguro.methods.generators import generator_of
 from seguro.networks.augmentation import apply, draw
+from seguro.networks.descriptor import LENGTH, descriptor
 from seguro.networks.discriminator import Discriminator
-from seguro.networks.generator import Generator
+
+GIVEN = 0.5
+"""Probability that the networks are given an embedding in a turn."""
+MADE_BATCH = 16
+"""Slices that are made at a time: at 512 pixels the activations of one take about 0.2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,20 @@ class Slice:
     """() number of the site."""
     z_bin: NDArray[np.int64]
     """() position along the slice axis."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What made images are to show."""
+
+    condition: Tensor
+    """(N, domains + z_bins)."""
+    embedding: Tensor | None
+    """(N, LENGTH) of their domains' real images; zeros where there are none yet."""
+
+    def every_second(self) -> Asked:
+        """Return what every second image is to show."""
+        return Asked(self.condition[::2], None if self.embedding is None else self.embedding[::2])
 
 
 class Factory:
@@ -54,16 +75,25 @@ class Factory:
         self.needs = replace(type(self).needs, group=config.group)  # type: ignore[misc]  # of this run
         c, channels = config, len(plan.channels)
         self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
-        shape = (c.size, channels, max(len(c.domains), 1), c.z_bins, c.latent, c.width)
-        self.modules = nn.ModuleDict(
-            {
-                "generator": Generator(*shape, c.mapping_layers, full=c.full),
-                "discriminator": Discriminator(*shape, full=c.full, group=c.group),
-            }
+        length = LENGTH if c.embedding == "descriptor" else 0
+        generator = generator_of(c, channels, embedding=length)
+        judge = Discriminator(
+            c.size,
+            channels,
+            generator.domains,
+            c.z_bins,
+            c.latent,
+            c.width,
+            full=c.full,
+            embedding=length,
+            group=c.group,
         )
+        self.modules = nn.ModuleDict({"generator": generator, "discriminator": judge})
         self._adaptive = Adaptive(c.augment_target, c.augment_every, c.augment_images)
         self._path = torch.zeros(())
         """Running mean of the path length."""
+        self._embeddings = torch.zeros(generator.domains if length else 0, length + 1)
+        """Sum of the embeddings of the real images of each domain that were seen here, and how many."""
 
     def optimisers(self) -> dict[str, Optim]:
         """Return one Adam each, its rate and memory shortened for the turns that regularize (appendix B)."""
@@ -105,11 +135,31 @@ class Factory:
         turn, player = divmod(run.update, 2)
         generator: Any = self.modules["generator"]
         y = generator.conditions(batch.domain, batch.z_bin)
+        if self.config.embedding != "none":
+            self._embeddings = self._embeddings.to(y.device)
+            if player == 0:
+                self._observe(batch, run)
+        asked = Asked(y, self._embedding(batch.domain, run))
         if player == 0:
-            return self._turn_of_discriminator(batch.image, y, turn, run)
-        return self._turn_of_generator(y, turn, run)
+            return self._turn_of_discriminator(batch.image, asked, turn, run)
+        return self._turn_of_generator(asked, turn, run)
 
-    def _turn_of_discriminator(self, image: Tensor, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
+    def _observe(self, batch: Batch, run: Run) -> None:
+        """Take real images into the mean embeddings of their domains, the same on every rank."""
+        rows = F.pad(descriptor(batch.image), (0, 1), value=1.0)
+        new = torch.zeros_like(self._embeddings).index_add_(0, batch.domain, rows)
+        self._embeddings = self._embeddings + run.mean(new) * run.world
+
+    def _embedding(self, domain: Tensor, run: Run) -> Tensor | None:
+        """Return the mean embedding of each image's domain, in a random half of the turns."""
+        if self.config.embedding == "none":
+            return None
+        rng = run.rng("embedding")
+        if float(torch.rand((), generator=rng, device=rng.device)) < GIVEN:
+            return F.normalize(self._embeddings[domain, :-1], dim=1)
+        return None
+
+    def _turn_of_discriminator(self, image: Tensor, y: Asked, turn: int, run: Run) -> dict[str, Tensor]:
         c = self.config
         logged: dict[str, Tensor] = {}
         regularizes = turn % c.r1_every == 0 and c.r1 > 0
@@ -131,13 +181,15 @@ class Factory:
         run.step("d")
         return logged | ({"augment": self._adaptive.p} if c.augment else {})
 
-    def _turn_of_generator(self, y: Tensor, turn: int, run: Run) -> dict[str, Tensor]:
+    def _turn_of_generator(self, y: Asked, turn: int, run: Run) -> dict[str, Tensor]:
         c = self.config
         logged: dict[str, Tensor] = {}
         regularizes = turn % c.path_every == 0 and c.path > 0
         if regularizes:
-            lengths = self._path_lengths(y[::2], run)  # half of the slots, whatever the ranks
-            self._path = losses.followed(self._path.to(y.device), run.mean(lengths.mean()), c.path_decay)
+            lengths = self._path_lengths(y.every_second(), run)  # half of the slots, whatever the ranks
+            self._path = losses.followed(
+                self._path.to(lengths.device), run.mean(lengths.mean()), c.path_decay
+            )
             penalty = losses.path_penalty(lengths, self._path)
             run.backward(c.path * c.path_every * penalty)
             logged |= {"path": penalty.detach(), "path_mean": self._path}
@@ -145,56 +197,63 @@ class Factory:
             with frozen(self.modules["discriminator"]), run.autocast():
                 made = self._made(y, run, run.slots)
                 loss = losses.deceive(self._scores(made, y, run, "made").float())
-            run.backward(loss)
             logged |= {"loss": loss.detach(), "g": loss.detach()}
+            refines = run.update >= (1 - c.guide_share) * run.updates
+            if refines and y.embedding is not None:
+                logged["guide"] = guide = losses.angle(descriptor(made), y.embedding)
+                loss = loss + c.guide * guide
+            run.backward(loss)
         run.step("g")
         return logged
 
-    def _path_lengths(self, y: Tensor, run: Run) -> Tensor:
+    def _path_lengths(self, y: Asked, run: Run) -> Tensor:
         generator: Any = self.modules["generator"]
         rngs = [run.rng("path", slot) for slot in run.slots[::2]]
         codes = self._codes(y, rngs)
         image = generator.synthesize(codes, rng=rngs)
-        noise = torch.stack([torch.randn(image.shape[1:], generator=r, device=y.device) for r in rngs])
+        noise = torch.stack([torch.randn(image.shape[1:], generator=r, device=image.device) for r in rngs])
         return losses.path_lengths(image, codes, noise, _gradient(run))
 
-    def _made(self, y: Tensor, run: Run, slots: Sequence[int]) -> Tensor:
+    def _made(self, y: Asked, run: Run, slots: Sequence[int]) -> Tensor:
         """Return made images under conditions y, from random numbers of each slot's own."""
         generator: Any = self.modules["generator"]
         rngs = [run.rng("style", slot) for slot in slots]
         made: Tensor = generator.synthesize(self._codes(y, rngs), rng=rngs)
         return made
 
-    def _codes(self, y: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    def _codes(self, y: Asked, rngs: Sequence[torch.Generator]) -> Tensor:
         """Return codes of random styles, two of them in an image with the probability `mixing`."""
         generator: Any = self.modules["generator"]
         first, second = (self._styles(rngs) for _ in range(2))
-        u = torch.stack([torch.rand(2, generator=r, device=y.device) for r in rngs])
+        u = torch.stack([torch.rand(2, generator=r, device=r.device) for r in rngs])
         layers = generator.n_latent
         crossover = 1 + (u[:, 1] * (layers - 1)).long()
         crossover = torch.where(u[:, 0] < self.config.mixing, crossover, layers)
-        w: Tensor = generator.mixed(generator.codes(first, y), generator.codes(second, y), crossover)
+        one, two = (generator.codes(z, y.condition, y.embedding) for z in (first, second))
+        w: Tensor = generator.mixed(one, two, crossover)
         return w
 
     def _styles(self, rngs: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.randn(self.config.latent, generator=r, device=r.device) for r in rngs])
 
-    def _scores(self, image: Tensor, y: Tensor, run: Run, kind: str) -> Tensor:
+    def _scores(self, image: Tensor, y: Asked, run: Run, kind: str) -> Tensor:
         """Return the discriminator's scores of images, augmented where that is on."""
         if self.config.augment:
             rngs = [run.rng("augment", kind, slot) for slot in run.slots]
             image = apply(image, draw(float(self._adaptive.p), rngs, self.config.size))
-        scores: Tensor = self.modules["discriminator"](image, y)
+        scores: Tensor = self.modules["discriminator"](image, y.condition, y.embedding)
         return scores
 
     def state(self) -> dict[str, Tensor]:
-        """Return the running mean of the path length and the state of the adaptive augmentation."""
-        return {"path_mean": self._path, **self._adaptive.state()}
+        """Return the mean path length, the state of the augmentation, and the embeddings of the domains."""
+        known = {} if self.config.embedding == "none" else {"embeddings": self._embeddings}
+        return {"path_mean": self._path, **known, **self._adaptive.state()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         if "path_mean" in state:
             self._path = state["path_mean"].clone()
+            self._embeddings = state.get("embeddings", self._embeddings).clone()
             self._adaptive.load_state(state)
 
     def predictor(self, modules: nn.ModuleDict) -> Predictor:
@@ -217,9 +276,9 @@ class Factory:
         generator: Any = modules["generator"]
         z = torch.randn(n, self.config.latent, generator=rng, device=rng.device)
         bins = torch.arange(n, device=rng.device) * self.config.z_bins // n
-        y = generator.conditions(torch.full_like(bins, domain), bins)
-        image: Tensor = generator.synthesize(generator.spread(generator.codes(z, y)), rng=rng)
-        return image.clamp(-1, 1)
+        w = generator.codes(z, generator.conditions(torch.full_like(bins, domain), bins))
+        parts = torch.split(generator.spread(w), MADE_BATCH)
+        return torch.cat([generator.synthesize(part, rng=rng).clamp(-1, 1) for part in parts])
 
     def seen(self, cases: Cases, domain: int, most: int) -> NDArray[np.float32]:
         """Return up to `most` real slices (n, C, size, size) of a domain, evenly over its cases."""
