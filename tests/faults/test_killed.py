@@ -48,6 +48,15 @@ def data_in(folder: Path) -> Path:
     return phantom.write_msd(folder / "data", n_labelled=5, n_test=2, seed=1)
 
 
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Data, and the outputs of a short arrow over them that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("short")
+    data = data_in(folder)
+    finish(data, folder / "whole", QUICK)
+    return data, outputs(folder / "whole")
+
+
 def wait_for(process: subprocess.Popen[bytes], path: Path, text: str, seconds: float = 120) -> None:
     """Wait until `path` holds `text`, or the process has ended."""
     end = time.monotonic() + seconds
@@ -57,21 +66,19 @@ def wait_for(process: subprocess.Popen[bytes], path: Path, text: str, seconds: f
         time.sleep(0.05)
 
 
-def test_killed_in_training_and_started_again(tmp_path):
-    data = data_in(tmp_path)
-    finish(data, tmp_path / "whole", QUICK)
+def test_killed_in_training_and_started_again(short, tmp_path):
+    data, expected = short
     process = start(data, tmp_path / "killed", QUICK)
     wait_for(process, tmp_path / "killed" / "runs" / "r" / "log.jsonl", '"update": 5')
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     finish(data, tmp_path / "killed", QUICK)
-    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    assert outputs(tmp_path / "killed") == expected
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
-    data = data_in(tmp_path)
-    finish(data, tmp_path / "whole", QUICK)
+def test_a_signal_saves_and_the_same_command_goes_on(short, tmp_path, number):
+    data, expected = short
     process = start(data, tmp_path / "stopped", QUICK)
     log = tmp_path / "stopped" / "runs" / "r" / "log.jsonl"
     wait_for(process, log, '"update": 3')
@@ -82,12 +89,11 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, number):
         "\n", " "
     )
     finish(data, tmp_path / "stopped", QUICK)
-    assert outputs(tmp_path / "stopped") == outputs(tmp_path / "whole")
+    assert outputs(tmp_path / "stopped") == expected
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path):
-    data = data_in(tmp_path)
-    finish(data, tmp_path / "whole", QUICK)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(short, tmp_path):
+    data, expected = short
     process = start(data, tmp_path / "damaged", QUICK)
     run = tmp_path / "damaged" / "runs" / "r"
     wait_for(process, run / "log.jsonl", '"update": 20')  # the checkpoint of update 15 lies before
@@ -98,7 +104,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path):
     finish(data, tmp_path / "damaged", QUICK)
     text = (tmp_path / "damaged.log").read_text().replace("\n", "")
     assert newest.name in text and "going back to the one before" in text
-    assert outputs(tmp_path / "damaged") == outputs(tmp_path / "whole")
+    assert outputs(tmp_path / "damaged") == expected
 
 
 @pytest.mark.slow
