@@ -31,7 +31,7 @@ from record import HERE, PACKAGES, standalone
 from scipy import stats
 
 from seguro import api
-from seguro.core.files import read_json, write_json, write_text
+from seguro.core.files import read_json, sha256_json, write_json, write_text
 from seguro.core.settings import read_yaml
 from seguro.core.stage import machine
 from seguro.core.types import ScoreRow
@@ -84,8 +84,9 @@ def trained(workspace: Path, arm: Arm, plan: Mapping[str, Any], known: Mapping[s
 def perform(
     plan: Mapping[str, Any], arm: Arm, workspace: Path, known: Mapping[str, Scan], target: Path
 ) -> None:
-    """Train and score one arm, unless its scores are there."""
-    if target.exists():
+    """Train and score one arm, unless scores of the same training are there."""
+    made_by = sha256_json([plan.get("plan"), plan.get("train"), plan["ids"], arm.setting, arm.organs])
+    if target.exists() and read_json(target).get("made_by") == made_by:
         return
     support, queries = known.get(arm.split.support), [known[i] for i in arm.split.queries if i in known]
     if support is None or len(queries) < len(arm.split.queries):
@@ -102,7 +103,9 @@ def perform(
         print(f"  scored {query.id}", flush=True)
     stage = read_json(run / "stage.json")["recorded"]
     kept = {k: stage.get(k) for k in ("minutes", "cpu_s", "updates", "threads", "device")}
-    write_json(target, {"fold": arm.split.name, "seed": arm.seed, "training": kept, "rows": rows})
+    write_json(
+        target, {"made_by": made_by, "fold": arm.split.name, "seed": arm.seed, "training": kept, "rows": rows}
+    )
 
 
 def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> None:

@@ -205,10 +205,10 @@ def corrected(
     worst = int(wrong.argmax())
     label = np.full(truth.shape, IGNORE, np.int64)
     label[worst] = truth[worst]
-    start = time.monotonic()
     better = Support((*shown.images, query.image), (*shown.labels, torch.from_numpy(label)), shown.classes)
-    seconds = time.monotonic() - start
+    start = time.monotonic()
     after = decided(Bound(model.predictor, better), query.image)
+    seconds = time.monotonic() - start
     others = [z for z in range(len(truth)) if z != worst]
     for index, k in enumerate(arm.organs, start=1):
         if (truth[others] == index).any():
