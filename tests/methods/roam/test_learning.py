@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy import ndimage
 
 from seguro.core.seeds import derive, generator
 from seguro.core.types import Classes, Grid
+from seguro.data.augment import Augment
 from seguro.data.plan import Fingerprint, Intensity, Plan, Spread
 from seguro.data.store import Stored, locations
 from seguro.engine.run import LoopRun
@@ -112,39 +114,54 @@ def dice(method: Roam, gamma: float = 1.0) -> dict[str, float]:
     return dict(dice_validation(test, Runtime("cpu"))(predictor))
 
 
-@pytest.fixture(scope="module")
-def scores() -> dict[str, list[dict[str, float]]]:
-    """What each arm scores with each seed: Dice, that of each class, and under another contrast."""
-    arms: dict[str, dict[str, Any]] = {
-        "supervised of 8": ALONE,
-        "supervised of 4": {"batch": 4, **ALONE},  # as many labelled patches as ROAM sees
-        "roam": {},
-    }
-    out: dict[str, list[dict[str, float]]] = {}
-    for name, config in arms.items():
-        out[name] = []
-        for seed in SEEDS:
-            method = trained(seed, **config)
-            out[name].append({**dice(method), "shifted": dice(method, SHIFT)["dice"]})
-    return out
+ARMS: dict[str, dict[str, Any]] = {
+    "supervised of 8": ALONE,
+    "supervised of 4": {"batch": 4, **ALONE},  # as many labelled patches as ROAM sees
+    "roam": {},
+    "roam on labels alone": {"share": 1.0, "lambda_u": 0.0},
+    "augmented supervised of 4": {"batch": 4, **ALONE, "augment": Augment()},
+    "augmented roam": {"augment": Augment()},
+}
 
 
-def mean(scores: dict[str, list[dict[str, float]]], arm: str, what: str = "dice") -> float:
-    return float(np.mean([s[what] for s in scores[arm]]))
+@cache
+def scores(arm: str, seed: int) -> dict[str, float]:
+    """Return what an arm scores with a seed: Dice, that of each class, and under another contrast."""
+    method = trained(seed, **ARMS[arm])
+    return {**dice(method), "shifted": dice(method, SHIFT)["dice"]}
+
+
+def gain(arm: str, over: str, what: str = "dice") -> float:
+    """Return by how many points of Dice an arm is above another, mean of the seeds."""
+    return 100 * float(np.mean([scores(arm, s)[what] - scores(over, s)[what] for s in SEEDS]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["dice", "shifted"])
 @pytest.mark.parametrize("against", ["supervised of 8", "supervised of 4"], ids=["eight", "four"])
-def test_roam_is_not_below_its_labelled_part(scores, what, against):
-    """Mean of the seeds. Measured: 1.3 and 1.0 points above, 1.4 and 1.4 under another contrast.
+def test_roam_is_not_below_its_labelled_part(against, what):
+    """Measured: 1.3 and 1.0 points above, 1.4 and 1.4 under another contrast.
 
     That is less than the 1.5 and 2 points asked for, and one of the seeds is below: no gain is claimed here.
     """
-    assert mean(scores, "roam", what) >= mean(scores, against, what)
+    assert gain("roam", against, what) >= 0
 
 
 @pytest.mark.slow
-def test_no_class_is_lost(scores):
-    """With every seed; measured: .26 at least."""
-    assert all(found[f"dice.{name}"] >= 0.1 for found in scores["roam"] for name in CLASSES.foreground)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_no_class_is_lost(seed):
+    """Measured: .26 at least."""
+    found = scores("roam", seed)
+    assert all(found[f"dice.{name}"] >= 0.1 for name in CLASSES.foreground)
+
+
+@pytest.mark.slow
+def test_with_augmentation_roam_is_at_most_3_points_below_supervised():
+    """Measured with the first two seeds: 1.2 and 2.7 points below. Nothing is gained over augmentation."""
+    assert gain("augmented roam", "augmented supervised of 4") >= -3
+
+
+@pytest.mark.slow
+def test_on_labels_alone_roam_is_at_most_2_points_below_supervised():
+    """Measured with the first two seeds: 1.8 and 0.9 points above."""
+    assert gain("roam on labels alone", "supervised of 8") >= -2
