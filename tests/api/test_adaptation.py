@@ -163,3 +163,15 @@ def test_the_command_refuses_before_it_trains(here, monkeypatch):
             here.data, here.start("adapt"), target="elsewhere", out=here.folder / "none", dry_run=True
         )
     assert not calls and not (here.folder / "none").exists()
+
+
+def test_a_dry_run_says_it_and_leaves_the_disk_alone(here, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command.adapt(here.data, here.start("adapt"), target="site2", preset="tiny", dry_run=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "source: site1, " in said
+        and "target: site2, 3 cases of " in said
+        and "method adapt, preset tiny" in said
+    )
+    assert list(tmp_path.iterdir()) == []

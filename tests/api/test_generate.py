@@ -186,6 +186,14 @@ def test_a_start_whose_generator_does_not_fit_is_refused(pipeline):
         )  # fmt: skip
 
 
+def test_a_generator_that_nobody_trained_is_warned_of(pipeline):
+    options = {"settings": {"stage": "source", "source": "site1"}, "updates": 1}
+    run = train(pipeline.data, pipeline.workspace, "bare", "adapt", **options)
+    assert "no --init, starting untrained: generator" in read_json(run / "stage.json")["recorded"]["warnings"]
+    begun = read_json(pipeline.source / "stage.json")["recorded"]["warnings"]
+    assert not any("--init" in line for line in begun)
+
+
 def test_only_cases_of_the_source_choose_its_model(pipeline, monkeypatch):
     """Others' labels would choose it by a site that is to have none."""
     seen: list[set[str]] = []

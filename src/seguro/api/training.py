@@ -109,7 +109,7 @@ def _train(
             helped = chosen["method"] if loop.method.needs.unlabelled == "helps" else ""
             warnings = doubts(loop.cases, helped=helped)
             if loop.method.needs.begins and not job.options.init:
-                warnings.append(f"no --init: {', '.join(loop.method.needs.begins)} start untrained")
+                warnings.append(f"no --init, starting untrained: {', '.join(loop.method.needs.begins)}")
             for line in warnings:
                 say(f"warning: {line}")
             _watch(loop, job)
