@@ -324,6 +324,33 @@ def test_a_service_that_does_not_listen_is_told(tmp_path):
         service.listening(int(free_ports(1)[0]), timeout_s=0.5)
 
 
+def test_a_program_is_started_again_only_when_it_can_do_its_work(tmp_path, monkeypatch):
+    """As the SuperNode after its server was: it would end at once while the server is away."""
+    order: list[str] = []
+    with Service("the SuperNode", ["bash", "-c", "echo here; exit 0"], tmp_path / "log") as service:
+        service.process.wait()
+        monkeypatch.setattr(deployment, "SOON_S", 0.0)
+        service.revive(order.append, ready=lambda: order.append("ready"))
+        service.process.wait()
+    assert order[0].startswith("the SuperNode ended with code 0 and is started again") and order[1:] == [
+        "ready"
+    ]
+    assert (tmp_path / "log").read_text() == "here\n" * 2
+
+
+def test_a_site_waits_for_its_server_and_says_why_once(tmp_path, monkeypatch):
+    answers = [RunError("nobody is there"), RunError("nobody is there"), RunError("not yet"), None]
+
+    def reach(folder):
+        if (found := answers.pop(0)) is not None:
+            raise found
+
+    monkeypatch.setattr(deployment.startup, "reach", reach)
+    said: list[str] = []
+    deployment.let_in_again(tmp_path, said.append, every_s=0.0)
+    assert said == ["nobody is there; waits for it", "not yet; waits for it"] and not answers
+
+
 def test_without_flower_the_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExtraMissing, match=r"seguro\[federated\]"):

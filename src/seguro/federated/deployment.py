@@ -97,8 +97,12 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def revive(self, say: Say) -> None:
+    def revive(self, say: Say, *, ready: Callable[[], None] = lambda: None) -> None:
         """Start the program again if it is no longer there.
+
+        Args:
+            say: takes a line about it.
+            ready: called before, and returns when the program can do its work.
 
         Raises:
             RunError: it ended soon after it was started, and would do so again.
@@ -109,6 +113,7 @@ class Service:
             self.check()
         say(f"{self.name} ended with code {self.process.returncode} and is started again; see {self.log}")
         self._signal(signal.SIGKILL)
+        ready()
         self.__enter__()
 
     def check(self) -> None:
@@ -203,7 +208,8 @@ def take_part(
     """Take part as a site until the process is stopped.
 
     Sees that the server lets the site in, then starts the training, the sidecar and the SuperNode. A training
-    that is killed is started again and goes on from its disk.
+    that is killed is started again and goes on from its disk; so is the SuperNode, which ends when the server
+    was started anew.
 
     Args:
         folder: the site's start-up folder; its policy.yaml holds.
@@ -237,9 +243,27 @@ def take_part(
         say(f"takes part; every message is in {out / 'federated' / 'audit.jsonl'}; Ctrl-C stops")
         while True:
             sidecar.check()
-            node.check()
             training.revive(say)
+            node.revive(say, ready=lambda: let_in_again(folder, say))
             time.sleep(1.0)
+
+
+def let_in_again(folder: Path, say: Say, *, every_s: float = 3.0) -> None:
+    """Return when the server lets the site of a start-up folder in; says why it does not yet.
+
+    A server that was started anew knows no node any more, and Flower's SuperNode ends when it learns of it.
+    """
+    said = ""
+    while True:
+        try:
+            startup.reach(folder)
+        except RunError as error:
+            if str(error) != said:
+                said = str(error)
+                say(f"{said}; waits for it")
+            time.sleep(every_s)
+        else:
+            return
 
 
 @contextmanager
