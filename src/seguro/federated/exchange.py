@@ -75,7 +75,7 @@ def digest(arrays: Arrays) -> str:
     """Return one hash over names, types, shapes and values."""
     return sha256_json(
         {
-            k: [str(a.dtype), list(a.shape), hashlib.sha256(np.ascontiguousarray(a)).hexdigest()]
+            k: [str(a.dtype), list(a.shape), hashlib.sha256(np.ascontiguousarray(a).data).hexdigest()]
             for k, a in sorted(arrays.items())
         }
     )
