@@ -18,6 +18,7 @@ from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml
 from seguro.data import check, phantom
 from seguro.data.formats import read_image, read_label
+from seguro.data.layouts.naming import read_patients
 from seguro.data.planner import PlanOptions
 from seguro.engine.model import load_model
 from seguro.inference import validate
@@ -218,7 +219,11 @@ def test_from_synthetic_source_to_a_prediction_at_the_target(pipeline, tmp_path)
     target = phantom.write_msd(
         tmp_path / "target", n_labelled=0, n_unlabelled=9, n_test=0, shape=(5, 20, 24), sites=3, seed=2
     )
+    table = target / "patients.csv"  # a name may hold a comma
+    table.write_text(table.read_text().replace("site3", '"site3, annex"'))
     generate(pipeline.source, "site1", 3, tmp_path / "both", steps=1, beside=target)
+    sites = {p.site for p in read_patients(tmp_path / "both" / "patients.csv").values()}
+    assert sites == {"site1", "site2", "site3, annex"}
     settings = {"stage": "adapt", "source": "site1", "target": "site2"}
     run = train(
         tmp_path / "both", tmp_path / "w2", "a", "adapt", init=pipeline.source, settings=settings, fold="all"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +82,13 @@ def generate(
     predictor: Any = model.predictor
     with whole(out, model.folder) as folder:
         made = _write(folder, model, domain, number, n_volumes, steps, seed)
-        rows = [f"{PREFIX}{i:03d},{PREFIX}{i:03d},{domain},train" for i in range(n_volumes)]
+        rows = [(f"{PREFIX}{i:03d}", f"{PREFIX}{i:03d}", domain, "train") for i in range(n_volumes)]
         if others is not None:
             rows += _copied(folder, others)
         _describe(folder, model.plan, domain, n_volumes, others)
-        write_text(folder / "patients.csv", "\n".join(["id,patient,site,split", *rows]) + "\n")
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([("id", "patient", "site", "split"), *rows])
+        write_text(folder / "patients.csv", table.getvalue())
         facts = _audit(run, model, predictor.frame, domain, np.concatenate(made))
         write_json(
             folder / FACTS,
@@ -204,7 +208,7 @@ def _named(classes: Classes) -> str:
     return ", ".join(f"{n}={v[0]}" for n, v in zip(classes.names, classes.values, strict=True))
 
 
-def _copied(folder: Path, others: Manifest) -> list[str]:
+def _copied(folder: Path, others: Manifest) -> list[tuple[str, str, str, str]]:
     """Write the cases of a manifest as NIfTI; returns their rows of patients.csv."""
     from seguro.data.formats import write_label, write_scores
     from seguro.data.formats.nifti import source_of
@@ -222,7 +226,7 @@ def _copied(folder: Path, others: Manifest) -> list[str]:
         label = read_case_label(case, others, like=volume.grid)
         if label is not None:
             write_label(folder / f"labels{end}" / f"{case.id}.nii.gz", label.array, source)
-        rows.append(f"{case.id},{case.patient},{case.site},{case.split}")
+        rows.append((case.id, case.patient, case.site, case.split))
     return rows
 
 
