@@ -66,6 +66,7 @@ def wait_for(process: subprocess.Popen[bytes], path: Path, text: str, seconds: f
         time.sleep(0.05)
 
 
+@pytest.mark.xdist_group("killed")
 def test_killed_in_training_and_started_again(short, tmp_path):
     data, expected = short
     process = start(data, tmp_path / "killed", QUICK)
@@ -76,6 +77,7 @@ def test_killed_in_training_and_started_again(short, tmp_path):
     assert outputs(tmp_path / "killed") == expected
 
 
+@pytest.mark.xdist_group("killed")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(short, tmp_path, number):
     data, expected = short
@@ -92,6 +94,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(short, tmp_path, number):
     assert outputs(tmp_path / "stopped") == expected
 
 
+@pytest.mark.xdist_group("killed")
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(short, tmp_path):
     data, expected = short
     process = start(data, tmp_path / "damaged", QUICK)

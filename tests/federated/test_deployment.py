@@ -146,6 +146,9 @@ class Reader:
                 process.wait(60)
 
 
+TOGETHER = pytest.mark.xdist_group("deployment")  # one worker, so that it is deployed once
+
+
 @pytest.fixture(scope="module")
 def lonely():
     """A prefix that puts commands where there is a loopback and no other network, if that is allowed."""
@@ -182,6 +185,7 @@ def lines(run: Path) -> list[dict]:
     return [json.loads(x) for x in (run / "rounds.jsonl").read_text().splitlines()]
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_every_step_of_the_page_works(read):
     assert (read.folder / "runs/liver-1/model").is_dir()
@@ -190,6 +194,7 @@ def test_every_step_of_the_page_works(read):
     assert all(x["took_part"] == list(SITES) for x in lines(read.folder / "runs/liver-1")[:2])
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_over_the_network_the_weights_are_those_of_the_rehearsal(read):
     """Sites of the same names and data: equal to the bit on one machine, 1e-6 is what is asked for."""
@@ -202,6 +207,7 @@ def test_over_the_network_the_weights_are_those_of_the_rehearsal(read):
         assert abs(value.astype(float) - rehearsed[name]).max() <= 1e-6, name
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_sites_recorded_what_left_and_the_page_shows_it(read):
     log = list(verify(read.folder / "north.seguro/federated/audit.jsonl"))
@@ -211,6 +217,7 @@ def test_sites_recorded_what_left_and_the_page_shows_it(read):
     assert len(printed.splitlines()) == len(log)
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
     work, north = (read.folder / "liver.federation" / p / "work" for p in ("server", "sites/north"))
@@ -221,6 +228,7 @@ def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
         assert not re.search(r"update available|telemetry|uv sync|pypi", log.read_text(), re.I)
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_no_process_turned_to_an_address_outside(read):
     """Check 9. Every Python of the run notes its connections; HAProxy's are in its configuration."""
@@ -232,6 +240,7 @@ def test_no_process_turned_to_an_address_outside(read):
     assert any(x.startswith("socket.connect '/") for x in seen)  # the apps' sockets to their sites
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_a_round_takes_little_more_than_its_training(read):
     """A message waits up to 3 s at every site until Flower fetches it, and starts one small process."""
@@ -240,6 +249,7 @@ def test_a_round_takes_little_more_than_its_training(read):
     assert min(over) < ROUND_S, over
 
 
+@TOGETHER
 @pytest.mark.slow
 def test_the_rehearsal_said_beforehand_what_would_leave(read):
     said = next(v for k, v in read.said.items() if "--dry-run" in k and "simulate" in k)
