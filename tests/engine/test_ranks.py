@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -48,4 +49,6 @@ def test_a_rank_that_closes_nothing_ends_as_usual():
 def test_a_rank_that_fails_leaves_at_once_and_the_other_says_so():
     (other, _, said), (own, _, errors) = two("fails")
     assert own == 1 and "this rank fails" in errors and "terminate called" not in errors
-    assert other == 1 and "Connection closed by peer" in said and "terminate called" not in said
+    # closed or reset, as the kernel has read what was under way or not
+    assert other == 1 and re.search(r"Connection (closed|reset) by peer", said), said[-2000:]
+    assert "terminate called" not in said
