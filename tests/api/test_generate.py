@@ -25,6 +25,8 @@ from seguro.inference import validate
 from seguro.inference.segmenter import Segmenter
 from seguro.inference.synthesis import as_read, placed, swept, volumes
 
+pytestmark = pytest.mark.xdist_group("generate")  # what the tests share is made by one worker
+
 BINS, STEPS = 4, 3
 
 

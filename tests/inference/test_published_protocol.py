@@ -10,6 +10,8 @@ import yaml
 
 from seguro.core.files import read_json
 
+pytestmark = pytest.mark.xdist_group("protocol")  # what the tests share is made by one worker
+
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 
 

@@ -25,6 +25,8 @@ from seguro.methods.roam.config import RoamConfig
 from seguro.methods.roam.method import Roam
 from seguro.networks import build
 
+pytestmark = pytest.mark.xdist_group("roam learning")  # what the tests share is made by one worker
+
 SIZE, SLICES = 32, 6
 LABELLED, UNLABELLED, TEST = 3, 27, 8
 UPDATES = 600
