@@ -24,7 +24,8 @@ def experiment(path: Path) -> list[str]:
     result: dict[str, Any] = read_json(path)
     readme = (path.parent / "README.md").read_text().split("\n\n")
     lines = [f"## {path.parent.name}", "", readme[1] if len(readme) > 1 else "", ""]
-    columns = result.get("columns", SHOWN)
+    found = {r["metric"] for r in result["rows"]}
+    columns = result.get("columns") or [m for m in SHOWN if m in found]
     lines += [
         "| setting | class | n | " + " | ".join(columns) + " |",
         "|---|---|---|" + "---|" * len(columns),
@@ -40,11 +41,13 @@ def experiment(path: Path) -> list[str]:
             )
         n = next((r["n"] for r in kept if (r["setting"], r["class"]) == (setting, cls)), "")
         lines.append(f"| {setting} | {cls} | {n} | " + " | ".join(cells) + " |")
-    cost = ", ".join(
-        f"{u} updates in {m:.0f} min" for u, m in zip(result["updates"], result["minutes"], strict=True)
-    )
+    trainings = result.get("training") or [
+        {"updates": u, "minutes": m, "threads": result["threads"]}
+        for u, m in zip(result["updates"], result["minutes"], strict=True)
+    ]
+    cost = ", ".join(f"{t['updates']} updates in {t['minutes']:.0f} min" for t in trainings)
     where = f"../benchmarks/experiments/{path.parent.name}"
-    lines += ["", f"{cost}, {result['threads']} thread(s). Again: `{result['command']}`", ""]
+    lines += ["", f"{cost}, {trainings[0]['threads']} thread(s). Again: `{result['command']}`", ""]
     return [*lines, f"![Dice of every case]({where}/figure.svg)", ""]
 
 
