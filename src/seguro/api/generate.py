@@ -214,7 +214,7 @@ def _copied(folder: Path, others: Manifest) -> list[tuple[str, str, str, str]]:
     from seguro.data.formats.nifti import source_of
     from seguro.data.manifest import read_case, read_case_label
 
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for case in others.cases:
         volume = read_case(case, others)
         source = volume.source if volume.source.suffix == ".nii.gz" else source_of(volume.grid)
