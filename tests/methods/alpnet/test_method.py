@@ -203,3 +203,14 @@ def test_every_option_of_the_prediction_changes_it(stacks, changes):
         with torch.inference_mode():
             found.append(predictor(query, support))
     assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_excluded_slices_of_a_case_that_is_not_there_are_refused(stacks, config):
+    plan = stacks[2]
+    known = plan.folds[0].train[0]
+    held_out = plan.folds[0].validation[0]
+    Alpnet(config.model_copy(update={"excluded": {known: (0,), held_out: (1,)}}), plan, build)
+    mistyped = config.model_copy(update={"excluded": {known: (0,), "case_9999": (1,)}})
+    with pytest.raises(ConfigError, match=r"case_9999 \(1 of 2\).*such as"):
+        Alpnet(mistyped, plan, build)
+    Alpnet(mistyped, plan.model_copy(update={"folds": ()}), build)  # as deployed: the plan knows no cases

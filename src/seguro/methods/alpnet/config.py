@@ -42,7 +42,8 @@ class AlpnetConfig(Record):
     episode: Literal["same", "adjacent"] = "same"
     """same: both views show one slice. adjacent: neighboring slices that share a supervoxel (ADNet)."""
     excluded: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-    """Case id -> planned slices that no episode shows: for benchmarks that keep organs out of training."""
+    """Case id -> planned slices that no episode shows: for benchmarks that keep organs out of training.
+    Ids that no fold of the plan has are refused."""
     transforms: Transforms = Transforms()
     size: int = Field(128, ge=8)
     """Pixels of the longer in-plane side of the median case, as the encoder sees it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.data.superpixels import Superpixels
@@ -34,6 +35,7 @@ class Alpnet:
     )
 
     def __init__(self, config: AlpnetConfig, plan: Plan, build: Build) -> None:
+        _refuse_unknown(config.excluded, plan)
         self.config = config
         self.plan = plan
         self.needs = replace(type(self).needs, regions=config.superpixels)  # type: ignore[misc]  # of this run
@@ -100,3 +102,18 @@ class Alpnet:
     def shared(self) -> list[str]:
         """Everything may leave a site."""
         return list(self.modules.state_dict())
+
+
+def _refuse_unknown(excluded: Mapping[str, Sequence[int]], plan: Plan) -> None:
+    """Refuse to exclude slices of a case that no fold has; plans without folds know no cases.
+
+    Raises:
+        ConfigError: there is such a case.
+    """
+    known = {i for fold in plan.folds for i in (*fold.train, *fold.validation)}
+    unknown = sorted(set(excluded) - known)
+    if known and unknown:
+        raise ConfigError(
+            f"excluded: {', '.join(unknown[:5])} ({len(unknown)} of {len(excluded)}) is no case of the plan, "
+            f"so that nothing would be excluded; expected ids such as {min(known)}"
+        )
