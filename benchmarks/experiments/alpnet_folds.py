@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from alpnet_scores import Arm, Scan, by_slices, by_volume, scans
+from alpnet_scores import Arm, Scan, Ways, by_slices, by_volume, scans
 from record import HERE, PACKAGES, standalone
 from scipy import stats
 
@@ -95,11 +95,11 @@ def perform(
         )
     print(arm.name, flush=True)
     run = trained(workspace, arm, plan, known)
-    model = load_model(run)
+    ways = Ways(load_model(run), arm.seed)
     rows = []
     for query in queries:
-        rows += by_slices(arm, model, support, query)
-        rows += by_volume(arm, model, support, query)
+        rows += by_slices(arm, ways, support, query)
+        rows += by_volume(arm, ways, support, query)
         print(f"  scored {query.id}", flush=True)
     stage = read_json(run / "stage.json")["recorded"]
     kept = {k: stage.get(k) for k in ("minutes", "cpu_s", "updates", "threads", "device")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from seguro.core.seeds import derive
 from seguro.core.types import IGNORE, Case, Classes
@@ -105,48 +106,86 @@ def row(arm: Arm, case: str, organ: str, what: str, found: Overlap) -> dict[str,
     return {"case": case, "class": organ, "setting": arm.setting, "what": what, "dice": found.dice}
 
 
-def by_slices(arm: Arm, model: Model, support: Scan, query: Scan) -> Iterator[dict[str, Any]]:
+class Remembered(nn.Module):
+    """An encoder that encodes a slice once, however many ways of using its features are compared."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._known: dict[bytes, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return features (N, D, h, w) of slices (N, C, H, W)."""
+        keys = [hashlib.sha256(one.numpy().tobytes()).digest() for one in x.contiguous()]
+        new = {key: i for i, key in enumerate(keys) if key not in self._known}
+        if new:
+            found = self.encoder(x[list(new.values())])
+            self._known.update(zip(new, found, strict=True))
+        return torch.stack([self._known[key] for key in keys])
+
+
+class Ways:
+    """Predictors with the same weights, and so the same features, that use a support differently."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        self.model = model
+        self._encoders = [Remembered(made.encoder) for made in (model.predictor, untrained(model, seed))]
+
+    def __call__(self, *, trained: bool = True, **changes: Any) -> Predictor:
+        """Return the predictor of a model with other options of how a support is used."""
+        made = variant(self.model, **changes).predictor
+        made.encoder = self._encoders[0 if trained else 1]
+        return made.eval().requires_grad_(False)
+
+
+def by_slices(arm: Arm, ways: Ways, support: Scan, query: Scan) -> Iterator[dict[str, Any]]:
     """Yield scores of the published rule and its baselines: one organ at a time, three references."""
+    alp, names = ways(**PUBLISHED), ways.model.plan.classes.names
     arms = {
-        "alp": variant(model, **PUBLISHED).predictor,
-        "global prototype": variant(model, **PUBLISHED, **GLOBAL).predictor,
-        "global foreground": variant(model, **PUBLISHED, foreground="global").predictor,
-        "untrained": untrained(model, arm.seed),
+        "alp": alp,
+        "global prototype": ways(**PUBLISHED, **GLOBAL),
+        "global foreground": ways(**PUBLISHED, foreground="global"),
+        "untrained": ways(**PUBLISHED, trained=False),
     }
     for k in arm.organs:
-        given, truth, organ = support.label == k, query.label == k, model.plan.classes.names[k]
+        given, truth, organ = support.label == k, query.label == k, names[k]
         if not (given.any() and truth.any()):
             continue
         mask = torch.from_numpy(given)
         for name, predictor in arms.items():
             segment = segment_of(predictor, query.image, support.image, mask)
             yield row(arm, query.id, organ, f"ep1 {name}", protocol.ep1(segment, given, truth))
+        for name, predictor in {"nearest 3": alp, "nearest 3, snap": Snapped(alp, SNAP)}.items():
+            segment = segment_of(predictor, query.image, support.image, mask)
+            yield row(arm, query.id, organ, f"ep1 {name}", protocol.ep1(segment, given, truth, nearest=3))
         copied = protocol.copied(given)
         yield row(arm, query.id, organ, "ep1 copied mask", protocol.ep1(copied, given, truth))
-        segment = segment_of(arms["alp"], query.image, support.image, mask)
+        segment = segment_of(alp, query.image, support.image, mask)
         all_of_it = protocol.everywhere(segment, given, len(truth))
         yield row(arm, query.id, organ, "ep2 everywhere", protocol.ep2(all_of_it, truth))
         volume = protocol.copied_volume(given, len(truth))
         yield row(arm, query.id, organ, "ep2 copied mask", protocol.ep2(volume, truth))
 
 
-def by_volume(arm: Arm, model: Model, support: Scan, query: Scan) -> Iterator[dict[str, Any]]:
+def by_volume(arm: Arm, ways: Ways, support: Scan, query: Scan) -> Iterator[dict[str, Any]]:
     """Yield scores of whole-volume prediction: all organs at once, every slice of the support."""
+    model = ways.model
     shown = support_of(support, arm.organs, model.plan.classes)
     bound = Bound(model.predictor, shown).eval()
     start = time.monotonic()
     found = decided(bound, query.image)
     seconds = time.monotonic() - start
+    default = ways()
     answers = {
         "default": found,
-        "fraction": decided(Bound(variant(model, prior="fraction").predictor, shown), query.image),
-        "no prior": decided(Bound(variant(model, prior="none").predictor, shown), query.image),
-        "all slices": decided(Bound(variant(model, nearest=0).predictor, shown), query.image),
-        "snap": decided(Snapped(bound, SNAP), query.image),
+        "fraction": decided(Bound(ways(prior="fraction"), shown), query.image),
+        "no prior": decided(Bound(ways(prior="none"), shown), query.image),
+        "all slices": decided(Bound(ways(nearest=0), shown), query.image),
+        "snap": decided(Snapped(Bound(default, shown), SNAP), query.image),
         "largest": largest_components(found)[0],
-        "untrained": decided(Bound(with_weights(model, untrained(model, arm.seed)), shown), query.image),
+        "untrained": decided(Bound(ways(trained=False), shown), query.image),
     }
-    cycle = back(model.predictor, found, query, shown)
+    cycle = back(default, found, query, shown)
     for index, k in enumerate(arm.organs, start=1):
         truth, organ = query.label == k, model.plan.classes.names[k]
         if not truth.any():
@@ -158,20 +197,13 @@ def by_volume(arm: Arm, model: Model, support: Scan, query: Scan) -> Iterator[di
         without = None
         if len(absent) >= FEWEST:
             part = Scan(query.id, query.image[:, absent], query.label[absent])
-            without = back(model.predictor, decided(bound, part.image), part, shown)[index]
+            without = back(default, decided(Bound(default, shown), part.image), part, shown)[index]
         yield {
             "case": query.id, "class": organ, "setting": arm.setting, "what": "quality",
             "dice": protocol.ep2(found == index, truth).dice, "cycle": cycle[index],
             "cycle_absent": without, "seconds": seconds,
         }  # fmt: skip
     yield from corrected(arm, model, shown, query, found)
-
-
-def with_weights(model: Model, other: Predictor) -> Predictor:
-    """Return the model's predictor, with its options, and the weights of another."""
-    made = variant(model).predictor
-    made.load_state_dict(other.state_dict())
-    return made
 
 
 def back(predictor: Predictor, found: NDArray[np.uint8], query: Scan, shown: Support) -> dict[int, float]:

@@ -78,6 +78,23 @@ def test_ep1_asks_for_the_truth_range_only_each_third_from_its_reference():
     assert asked == [([9, 10, 11], [3]), ([12, 13, 14], [5]), ([15, 16, 17], [7])]
 
 
+def test_ep1_may_ask_for_the_nearest_of_all_slices_that_show_the_organ():
+    support, truth = ball(2, 6), ball(9, 17)  # shares 0, 1/4 ... 1 of the one, 0, 1/8 ... 1 of the other
+    support[3] = False
+    asked = []
+
+    def segment(slices, given):
+        asked.append((list(slices), list(given)))
+        return truth[list(slices)]
+
+    assert protocol.ep1(segment, support, truth, nearest=2).dice == 1.0
+    assert asked == [([9, 10, 11, 12], [2, 4]), ([13, 14, 15], [4, 5]), ([16, 17], [5, 6])]
+    asked.clear()
+    protocol.ep1(segment, support, truth, nearest=9)
+    assert asked == [(list(range(9, 18)), [2, 4, 5, 6])]
+    assert protocol.ep1(segment, ball(3, 3), ball(10, 10), nearest=3).dice == 1.0
+
+
 def test_ep1_does_not_see_what_ep2_punishes():
     truth = ball(9, 14)
     full = np.zeros_like(truth)

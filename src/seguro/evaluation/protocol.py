@@ -6,6 +6,7 @@ Ouyang et al., ECCV 2020 (arXiv 2007.09886) with the official code's constants; 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -92,7 +93,7 @@ def shown(mask: Mask) -> list[int]:
     return [int(z) for z in np.flatnonzero(mask.any(axis=(1, 2)))]
 
 
-def ep1(segment: Segment, support: Mask, truth: Mask) -> Overlap:
+def ep1(segment: Segment, support: Mask, truth: Mask, *, nearest: int = 0) -> Overlap:
     """Return the overlap by the official rule: slice range and thirds are taken from the query's TRUTH.
 
     Each third of the query's range is segmented from one reference slice of the support; slices outside the
@@ -102,19 +103,31 @@ def ep1(segment: Segment, support: Mask, truth: Mask) -> Overlap:
         segment: what is tested.
         support: (Z, Y, X) the organ in the support scan.
         truth: (Z, Y, X) the organ in the query scan.
+        nearest: instead of one reference for each third, so many of all slices that show the organ, those at
+            the nearest share of its range. 0: the official rule.
 
     Raises:
         DataError: the organ is in none of the support's, or of the query's, slices.
     """
-    reference = references(shown(support))
+    given = shown(support)
+    reference = references(given)
     first, last = _range(truth)
+    parts: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for z in range(first, last + 1):
+        share = Fraction(z - first, max(last - first, 1))
+        chosen = _near(given, share, nearest) if nearest else (reference[part(z, first, last)],)
+        parts[chosen].append(z)
     counts = np.zeros(3, np.int64)
-    for k in range(len(reference)):
-        slices = [z for z in range(first, last + 1) if part(z, first, last) == k]
-        if slices:
-            found = overlap(truth[slices], segment(slices, [reference[k]]))
-            counts += (found.both, found.prediction_only, found.truth_only)
+    for chosen, slices in parts.items():
+        found = overlap(truth[slices], segment(slices, chosen))
+        counts += (found.both, found.prediction_only, found.truth_only)
     return Overlap(*(int(c) for c in counts))
+
+
+def _near(slices: Sequence[int], share: Fraction, n: int) -> tuple[int, ...]:
+    """Return the `n` of rising slices nearest to a share of their range, in order."""
+    at = slices[0] + share * (slices[-1] - slices[0])
+    return tuple(sorted(sorted(slices, key=lambda z: abs(z - at))[:n]))
 
 
 def within(prediction: Mask, truth: Mask) -> Overlap:
