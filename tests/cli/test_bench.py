@@ -22,7 +22,7 @@ from seguro.methods import get
 from seguro.methods.contract import Windows
 from seguro.networks import build
 from seguro.networks.cost import GIGA, forward_flops
-from seguro.report.tradeoff import Dot, tradeoff
+from seguro.report.tradeoff import Dot, decades, tradeoff
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,39 @@ def test_controls_need_guidance(runs, capsys, in_this_process):
 def test_the_plot_escapes_names_and_places_dots():
     page = tradeoff({"seconds": [Dot("<a>", 1.0, 0.5), Dot("b", 10.0, 0.9)], "MB": []}, y_axis="Dice")
     drawing = ET.fromstring(page)
-    circles = [e for e in drawing.iter() if e.tag.endswith("circle")]
-    (a, b) = circles[:2]
+    marks = {e[0].text.split(":")[0]: e for e in drawing.iter() if e.tag.endswith("circle") and len(e)}
+    a, b = marks["<a>"], marks["b"]
     assert float(a.get("cx")) < float(b.get("cx")) and float(a.get("cy")) > float(b.get("cy"))
     assert "<a>" not in page and "&lt;a&gt;" in page
+
+
+def test_no_two_systems_of_the_plot_look_alike_and_the_first_is_on_top():
+    dots = [Dot(str(i), 1.0, 0.5) for i in range(20)]
+    drawing = ET.fromstring(tradeoff({"seconds": dots}, y_axis="Dice"))
+    groups = [g for g in drawing.iter() if g.get("class", "").startswith("c")]
+    looks = {
+        (g.get("class"), g[0].tag, len(g[0].get("points", "").split()), *_around(g[0].get("points")))
+        for g in groups
+    }
+    assert len(groups) == 2 * len(dots) and len(looks) == len(dots)
+    assert [g[0][0].text.split(":")[0] for g in groups if len(g[0])] == [d.name for d in reversed(dots)]
+
+
+def _around(points: str | None) -> list[float]:
+    """Return the corners of a mark from its first one, so that its place does not count."""
+    numbers = [[float(v) for v in p.split(",")] for p in (points or "").split()]
+    return [round(v - w, 1) for p in numbers for v, w in zip(p, numbers[0], strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.1, 3.2, [10.0, 100.0, 1000.0]),
+        (-1.05, 0.2, [0.1, 0.2, 0.5, 1.0]),
+        (2.0, 2.6, [100.0, 200.0]),
+        (2.35, 2.45, [240.0, 260.0, 280.0]),
+    ],
+    ids=["decades", "a decade", "less", "hardly any"],
+)
+def test_costs_are_labelled_at_round_numbers(low, high, expected):
+    assert decades(low, high) == expected
