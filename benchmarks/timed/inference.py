@@ -105,7 +105,8 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
     """One volume by a bound few-shot model against the published loop: organ by organ, slice by slice.
 
     The loop compares each slice with one of the support's and encodes both every time. Ours finds all organs
-    at once by the three nearest slices, and has encoded its support when the first volume came.
+    at once by the three nearest slices, and has encoded its support when the first volume came; every volume
+    is a new one.
     """
     from types import SimpleNamespace
 
@@ -113,6 +114,7 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
 
     from seguro.core.types import Classes
     from seguro.methods.alpnet.config import AlpnetConfig
+    from seguro.methods.alpnet.memory import Recent
     from seguro.methods.alpnet.predictor import FewShot
     from seguro.methods.contract import Bound, Support
     from seguro.networks.encoders import build_encoder
@@ -126,7 +128,8 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
     )
     config = AlpnetConfig()
     encoder = build_encoder("residual", in_channels=1, width=config.width, features=config.features)
-    predictor = FewShot(encoder, plan, config).eval().requires_grad_(False)
+    predictor, forgetful = (FewShot(encoder, plan, config).eval().requires_grad_(False) for _ in range(2))
+    forgetful._seen = Recent(0)
     image, label = torch.randn(1, *size), torch.zeros(size, dtype=torch.int64)
     for k in range(1, organs + 1):
         label[5:35, 50 * k - 40 : 50 * k, 60:190] = k
@@ -136,7 +139,7 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
-        return bound(query)[0].argmax(0)
+        return bound(query.add_(0.01))[0].argmax(0)
 
     @torch.inference_mode()
     def loop() -> None:
@@ -144,7 +147,7 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
             for z in range(size[0]):
                 at = slice(min(max(z, 5), 34), min(max(z, 5), 34) + 1)
                 shown = Support((image[:, at],), ((label[at] == k).long(),), one)
-                predictor(query[:, :, z : z + 1], shown)[0].argmax(0)
+                forgetful(query[:, :, z : z + 1], shown)[0].argmax(0)
 
     by = "x".join(map(str, size))
     return Pair(f"{by}, {organs} organs, 128 px", ours, "organ by organ, slice by slice", loop)

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from seguro.methods.alpnet.memory import Memory
+from seguro.methods.alpnet.memory import Memory, Recent
 
 
 class Counted:
@@ -73,3 +73,77 @@ def test_a_copy_begins_empty(pair, copied):
     counted.memory = copied(counted.memory)
     counted(*pair)
     assert counted.calls == 2
+
+
+class Encoded:
+    """Doubles images and counts how often."""
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self.calls = 0
+        self.recent = Recent(limit)
+
+    def __call__(self, image: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            self.calls += 1
+            return weight * image
+
+        found = self.recent.get(image, [weight], compute)
+        torch.testing.assert_close(found, weight * image)
+        return found
+
+
+@torch.no_grad()
+def test_an_image_is_found_again_by_its_content(pair):
+    encoded, (image, weight) = Encoded(), pair
+    encoded(image, weight)
+    encoded(image.clone(), weight)
+    encoded(torch.stack([image, image], 1)[:, 0], weight)  # other strides
+    assert encoded.calls == 1
+    encoded(image[None], weight)
+    encoded(image.double(), weight)
+    encoded(image.add_(1), weight)
+    assert encoded.calls == 4
+
+
+@torch.no_grad()
+def test_other_weights_forget_what_was_encoded(pair):
+    encoded, (image, weight) = Encoded(), pair
+    encoded(image, weight)
+    encoded(image, weight.add_(1))
+    encoded(image, weight.clone())
+    with torch.inference_mode():
+        encoded(image, weight)
+    assert encoded.calls == 4
+
+
+@torch.no_grad()
+def test_no_more_is_kept_than_the_limit_and_the_oldest_goes(pair):
+    weight, size = pair[1], pair[1].nbytes
+    encoded, images = Encoded(2 * size), [torch.full((3,), float(i)) for i in range(3)]
+    for i in (0, 1, 0, 2, 0):  # 1 goes for 2
+        encoded(images[i], weight)
+    assert encoded.calls == 3
+    encoded(images[1], weight)
+    assert encoded.calls == 4
+    nothing = Encoded(size - 1)
+    nothing(images[0], weight)
+    nothing(images[0], weight)
+    assert nothing.calls == 2
+
+
+def test_where_gradients_may_be_asked_for_nothing_is_kept(pair):
+    encoded, (image, weight) = Encoded(), pair
+    encoded(image, weight)
+    encoded(image, weight)
+    assert encoded.calls == 2
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy], ids=["copy", "deepcopy"])
+@torch.no_grad()
+def test_a_copy_of_what_was_encoded_begins_empty(pair, copied):
+    encoded, (image, weight) = Encoded(), pair
+    encoded(image, weight)
+    encoded.recent = copied(encoded.recent)
+    encoded(image, weight)
+    encoded(image, weight)
+    assert encoded.calls == 2

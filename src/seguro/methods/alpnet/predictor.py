@@ -13,7 +13,7 @@ from seguro.core.types import IGNORE
 from seguro.data.plan import Plan
 from seguro.methods.alpnet.config import AlpnetConfig
 from seguro.methods.alpnet.height import describe, farness, heights, presence
-from seguro.methods.alpnet.memory import Memory
+from seguro.methods.alpnet.memory import Memory, Recent
 from seguro.methods.alpnet.raster import Raster, raster
 from seguro.methods.contract import Predictor, Support, Whole
 from seguro.networks.encoders import Encoder
@@ -63,6 +63,7 @@ class FewShot(Predictor):
         self.raster = raster(plan, config.size, encoder.stride)
         self.pooling = pooling(config, self.raster, config.test_window)
         self._shown: Memory[Shown] = Memory()
+        self._seen = Recent()
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, support.classes.n, Z, Y, X) of volumes (N, C, Z, Y, X) in the planned grid.
@@ -81,7 +82,7 @@ class FewShot(Predictor):
 
     def show(self, support: Support) -> Shown:
         """Return the prototypes of a support, kept while it and the weights stay; raises as `forward`."""
-        of = [*support.images, *support.labels, *self.encoder.parameters(), *self.encoder.buffers()]
+        of = [*support.images, *support.labels, *self._weights()]
 
         def constant(shown: Shown) -> bool:
             return not any(v.requires_grad for v in shown.bank.vectors)
@@ -115,8 +116,19 @@ class FewShot(Predictor):
         return Shown(joined(banks), tuple(descriptions), tuple(annotated), tuple(shows))
 
     def features(self, slices: Tensor) -> Tensor:
-        """Return features (Z, D, h, w) of planned slices (Z, C, A, B), a few at a time."""
-        return torch.cat([self.encoder(self.raster.seen(part)) for part in torch.split(slices, CHUNK)])
+        """Return features (Z, D, h, w) of planned slices (Z, C, A, B), a few at a time.
+
+        Those of the last scans are kept: a query is a support too when its result is checked, and the support
+        a query.
+        """
+
+        def encoded() -> Tensor:
+            return torch.cat([self.encoder(self.raster.seen(part)) for part in torch.split(slices, CHUNK)])
+
+        return self._seen.get(slices, self._weights(), encoded)
+
+    def _weights(self) -> list[Tensor]:
+        return [*self.encoder.parameters(), *self.encoder.buffers()]
 
     def presence(self, x: Tensor, support: Support) -> Tensor:
         """Return how likely each class is on each slice by its height alone, (N, n, slices) in [0, 1]."""
