@@ -1,11 +1,11 @@
 """PFSeg beside its baselines on real data: `python benchmarks/experiments/pfseg_systems.py NAME`.
 
 Reads NAME/experiment.yaml beside this file. Whole volumes and windows need plans of different patches on the
-same grid, so there are two workspaces of one data set with the same folds. For every arm and seed it trains,
-predicts and evaluates; then `seguro bench pfseg` measures all systems of the first seed, with the two-stage
-cascade and the controls of guidance. Writes result.json and figure.svg beside the experiment. What is
-finished is skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--no-bench` leaves out the
-measurement and `--collect` only gathers what is there.
+same grid, so there are two workspaces of one data set with the same folds. For every seed in turn every arm
+is trained, predicts and is evaluated; then `seguro bench pfseg` measures all systems of seed 0, with the
+two-stage cascade and the controls of guidance. Writes result.json and figure.svg beside the experiment. What
+is finished is skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--no-bench` leaves out
+the measurement and `--collect` only gathers what is there: the seeds of each arm that are scored.
 
 experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `grid` (fields of plan.json in
 both workspaces) and `workspaces` (name: further fields); `kinds` (name: workspace and options of `train`);
@@ -19,6 +19,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,10 @@ def workspace_of(work: Path, name: str, kind: str) -> Path:
 
 def run_of(work: Path, name: str, plan: Mapping[str, Any], arm: str, seed: int) -> Path:
     return workspace_of(work, name, arm_of(plan, arm)["workspace"]) / "runs" / f"{arm}-seed{seed}"
+
+
+def scores_of(run: Path, cases: str) -> Path:
+    return run / "predictions" / cases / "scores" / "scores.csv"
 
 
 def prepare(folder: Path, plan: Mapping[str, Any], data_root: Path, work: Path) -> None:
@@ -92,34 +97,37 @@ def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
 
 
 def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
-    """Write result.json and figure.svg of every arm whose seeds are all scored."""
+    """Write result.json and figure.svg of the seeds of every arm that are scored."""
     scores: dict[str, list[list[ScoreRow]]] = {}
+    seeds: dict[str, list[int]] = {}
     minutes: dict[str, list[float]] = {}
     updates: dict[str, list[int]] = {}
     machine = ""
     for arm, told in plan["arms"].items():
-        runs = [run_of(work, folder.name, plan, arm, s) for s in told["seeds"]]
-        files = [r / "predictions" / plan["cases"] / "scores" / "scores.csv" for r in runs]
-        if all(f.exists() for f in files):
-            scores[arm] = [read_csv(f) for f in files]
-            recorded = [read_json(r / "stage.json")["recorded"] for r in runs]
+        runs = {s: run_of(work, folder.name, plan, arm, s) for s in told["seeds"]}
+        files = {s: scores_of(r, plan["cases"]) for s, r in runs.items()}
+        seeds[arm] = [s for s, f in files.items() if f.exists()]
+        if seeds[arm]:
+            scores[arm] = [read_csv(files[s]) for s in seeds[arm]]
+            recorded = [read_json(runs[s] / "stage.json")["recorded"] for s in seeds[arm]]
             minutes[arm] = [r["minutes"] for r in recorded]
             updates[arm] = [r["updates"] for r in recorded]
             machine = recorded[0]["machine"]
     if not scores:
-        sys.exit(f"{work}: no arm is scored for all of its seeds")
-    missing = [a for a in plan["arms"] if a not in scores]
+        sys.exit(f"{work}: nothing is scored yet")
+    missing = [f"{a}, seed {s}" for a, t in plan["arms"].items() for s in t["seeds"] if s not in seeds[a]]
     mean = {arm: over_seeds(runs) for arm, runs in scores.items()}
     table = run_of(work, folder.name, plan, plan["bench"]["run"], 0) / "bench" / "bench.json"
     result = {
         "command": f"python benchmarks/experiments/pfseg_systems.py {folder.name}",
-        "seed": {arm: plan["arms"][arm]["seeds"] for arm in scores},
+        "seed": {arm: seeds[arm] for arm in scores},
         "versions": {p: version(p) for p in PACKAGES},
         "machine": machine,
         "minutes": minutes,
         "updates": updates,
+        "training": [_total(updates, minutes, plan["train"]["threads"])],
         "not_run": missing,
-        "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs)],
+        "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs, seeds[arm])],
         "pairs": [
             {"setting": a, "against": b, **row._asdict()}
             for a, others in plan.get("pairs", {}).items()
@@ -138,10 +146,16 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 
 
-def _rows(plan: Mapping[str, Any], arm: str, runs: Sequence[Sequence[ScoreRow]]) -> list[dict[str, Any]]:
-    return rows_of(
-        {**plan, "arms": {arm: train_options(plan, arm)}, "seeds": plan["arms"][arm]["seeds"]}, arm, runs
-    )
+def _total(updates: Mapping[str, list[int]], minutes: Mapping[str, list[float]], threads: int) -> Any:
+    """Return what all trainings took together."""
+    n, time = (sum(v for of_arm in each.values() for v in of_arm) for each in (updates, minutes))
+    return {"updates": n, "minutes": round(time, 2), "threads": threads}
+
+
+def _rows(
+    plan: Mapping[str, Any], arm: str, runs: Sequence[Sequence[ScoreRow]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    return rows_of({**plan, "arms": {arm: train_options(plan, arm)}, "seeds": seeds}, arm, runs)
 
 
 def main() -> int:
@@ -160,8 +174,10 @@ def main() -> int:
         parser.error(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
     if not given.collect:
         prepare(folder, plan, given.data_root, given.work)
-        for arm in given.only or plan["arms"]:
-            for seed in plan["arms"][arm]["seeds"]:
+        chosen = given.only or list(plan["arms"])
+        every = sorted({s for arm in chosen for s in plan["arms"][arm]["seeds"]})
+        for seed, arm in product(every, chosen):
+            if seed in plan["arms"][arm]["seeds"]:
                 perform(plan, run_of(given.work, folder.name, plan, arm, seed), arm, seed)
         if not given.no_bench:
             measure(folder, plan, given.work)
