@@ -55,10 +55,12 @@ def speed(path: Path) -> list[str]:
     """Return the table of speeds."""
     content = read_json(path)
     lines = ["## Speed", "", "Both sides in one run, one thread: `make bench`.", ""]
-    lines += ["| job | size | seguro | peer | ratio | peak MB | peer MB |", "|---|---|---|---|---|---|---|"]
+    lines += ["| job | size | seguro | peer | ratio | peak MB | peer MB | GFLOP | peer GFLOP |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|"]
     for r in content["rows"]:
         peer = f"{r['peer']}: {r['peer_s']} s" if r["peer"] else ""
-        cells = (r["job"], r["size"], f"{r['ours_s']} s", peer, r["ratio"], r["peak_mb"], r["peer_peak_mb"])
+        cells = [r["job"], r["size"], f"{r['ours_s']} s", peer, r["ratio"], r["peak_mb"], r["peer_peak_mb"]]
+        cells += [r.get("gflop"), r.get("peer_gflop")]
         lines.append("| " + " | ".join("" if c is None else str(c) for c in cells) + " |")
     return [*lines, ""]
 

@@ -15,6 +15,9 @@ class Pair:
     ours: Callable[[], object]
     peer_name: str | None = None
     peer: Callable[[], object] | None = None
+    gflop: float | None = None
+    """Operations of ours, two per multiplication and addition; None where they were not counted."""
+    peer_gflop: float | None = None
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,5 @@ class Job:
     limit_s: float | None = None
     least_ratio: float | None = None
     """The peer must take at least so many times longer."""
+    most_memory: float | None = None
+    """Ours may need so much of the peer's peak memory at most."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
-
-import numpy as np
 
 from timed import Pair
 
@@ -56,9 +55,19 @@ def windows(classes: int) -> Pair:
 
 
 def whole_volume(
-    size: tuple[int, int, int], *, width: int, window: tuple[int, int, int] | None, overlap: float = 0.5
+    size: tuple[int, int, int],
+    *,
+    width: int,
+    window: tuple[int, int, int] | None,
+    overlap: float = 0.5,
+    channels: int = 1,
+    classes: int = 2,
+    alone: bool = False,
 ) -> Pair:
-    """One volume by PFSeg, deployed, against a residual U-Net of its width in windows, or whole (None)."""
+    """One volume by PFSeg, deployed, against a residual U-Net of its width in windows, or whole (None).
+
+    Nothing depends on what the volume holds, so it is noise; `alone` leaves the other network out.
+    """
     import torch
 
     from seguro.core.types import Classes
@@ -67,26 +76,28 @@ def whole_volume(
     from seguro.methods.contract import Predictor, Whole, Windows
     from seguro.methods.pfseg.config import PfsegConfig
     from seguro.methods.pfseg.predictor import WholePredictor
+    from seguro.networks.cost import GIGA, forward_flops
     from seguro.networks.resunet import ResUNet
     from seguro.networks.superres import HALVES, SuperRes
 
-    classes = Classes(names=("background", "tumor"), values=((0,), (1,)))
+    names = ("background", *(f"class {i}" for i in range(1, classes)))
+    task = Classes(names=names, values=tuple((i,) for i in range(classes)))
 
     class Plain(Predictor):
         def __init__(self) -> None:
             super().__init__()
-            self.classes = classes
+            self.classes = task
             self.tiling = Windows(window, overlap) if window else Whole((16, 16, 16))
-            self.network = ResUNet(in_channels=1, classes=2, strides=HALVES, width=width)
+            self.network = ResUNet(in_channels=channels, classes=classes, strides=HALVES, width=width)
 
         def forward(self, x: torch.Tensor, support: object = None) -> torch.Tensor:
             return self.network(x)
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x = torch.randn(1, *size)
-    network = SuperRes(in_channels=1, classes=2, width=width)
-    ours, peer = WholePredictor(network, classes, PfsegConfig(width=width)).eval(), Plain().eval()
+    x = torch.randn(channels, *size)
+    network = SuperRes(in_channels=channels, classes=classes, width=width)
+    ours, peer = WholePredictor(network, task, PfsegConfig(width=width)).eval(), Plain().eval()
 
     @torch.inference_mode()
     def run(predictor: Predictor) -> None:
@@ -94,11 +105,16 @@ def whole_volume(
             pass
 
     by = "x".join(map(str, size))
-    name = "full resolution in one pass"
+    told = f"{by}, width {width}" + (f", {channels} channels, {classes} classes" if channels > 1 else "")
+    gflop = round(forward_flops(network, (1, channels, *size)) / GIGA, 1)
+    if alone:
+        return Pair(told, partial(run, ours), gflop=gflop)
+    name, n = "full resolution in one pass", 1
     if window:
-        counts = [len(window_starts(n, w, overlap)) for n, w in zip(size, window, strict=True)]
-        name = f"{np.prod(counts)} windows of {'x'.join(map(str, window))}"
-    return Pair(f"{by}, width {width}", partial(run, ours), name, partial(run, peer))
+        n = math.prod(len(window_starts(m, w, overlap)) for m, w in zip(size, window, strict=True))
+        name = f"{n} windows of {'x'.join(map(str, window))}"
+    each = forward_flops(peer.network, (1, channels, *(window or size))) / GIGA
+    return Pair(told, partial(run, ours), name, partial(run, peer), gflop, round(n * each, 1))
 
 
 def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pair:
