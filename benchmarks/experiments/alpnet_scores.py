@@ -176,13 +176,15 @@ def by_volume(arm: Arm, ways: Ways, support: Scan, query: Scan) -> Iterator[dict
     found = decided(bound, query.image)
     seconds = time.monotonic() - start
     default = ways()
+    sharp = decided(Snapped(Bound(default, shown), SNAP), query.image)
     answers = {
         "default": found,
         "fraction": decided(Bound(ways(prior="fraction"), shown), query.image),
         "no prior": decided(Bound(ways(prior="none"), shown), query.image),
         "all slices": decided(Bound(ways(nearest=0), shown), query.image),
-        "snap": decided(Snapped(Bound(default, shown), SNAP), query.image),
+        "snap": sharp,
         "largest": largest_components(found)[0],
+        "snap, largest": largest_components(sharp)[0],
         "untrained": decided(Bound(ways(trained=False), shown), query.image),
     }
     cycle = back(default, found, query, shown)
