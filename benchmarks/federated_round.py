@@ -12,10 +12,13 @@ ROUNDS = 10_000
 """More than are ever timed."""
 
 
-def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int]:
+def rounds(
+    n_sites: int = 4, *, width: int = 45, save_every_s: float | None = None
+) -> tuple[Callable[[], Any], int]:
     """Return a function that does one more round, and the number of parameters of the network.
 
     Everything else of a round is done: messages through Flower's classes, checks, the weighted mean, the
+    hash of the new weights and, as often as `save_every_s` says (a simulation's default where None), the
     state of every site and the server's checkpoint on disk. The first round trains, so that the optimizers
     have their moments.
     """
@@ -25,6 +28,7 @@ def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int
     from seguro.engine.loop import Loop
     from seguro.federated.client_app import made
     from seguro.federated.grid import GridFleet, InProcess
+    from seguro.federated.keeper import EVERY_S, Keeper
     from seguro.federated.rounds import Server
     from seguro.federated.site import Site
     from seguro.federated.strategies import Federation
@@ -52,11 +56,8 @@ def rounds(n_sites: int = 4, *, width: int = 45) -> tuple[Callable[[], Any], int
     client = made(lambda context: sites[str(context.node_config["site"])])
     nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
 
-    def settle() -> None:
-        for site in sites.values():
-            site.settle()
-
-    server = Server(federation, folder / "run", GridFleet(InProcess(nodes, after=settle)))
+    keeper = Keeper(EVERY_S if save_every_s is None else save_every_s, sites.values())
+    server = Server(federation, folder / "run", GridFleet(InProcess(nodes)), keeper=keeper)
     server.admission.gather(first=True)
     plan = server.plan()
     server.agree(plan)

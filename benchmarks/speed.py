@@ -79,6 +79,9 @@ JOBS: dict[str, Job] = {
     ),
     "few-shot volume": Job(few_shot, clock=time.process_time, repeats=1, limit_s=3, least_ratio=5),
     "federated round without training": Job(federated, clock=time.process_time, repeats=5, limit_s=0.1),
+    "federated round without training, saved": Job(
+        partial(federated, 0.0), clock=time.process_time, repeats=5
+    ),
     "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
     **{
         f"lattice training step without {trick}": Job(

@@ -77,11 +77,11 @@ def lattice(tricks: frozenset[str] | None = None) -> Pair:
     return Pair("1 patch 32x48x32, width 64", ours, "plain layers", lambda: step(slow).shape)
 
 
-def federated() -> Pair:
+def federated(save_every_s: float | None = None) -> Pair:
     """One round of the simulator at four sites, all of it but the local training."""
     from federated_round import rounds
 
-    one_round, n = rounds()
+    one_round, n = rounds(save_every_s=save_every_s)
     return Pair(f"4 sites, {n / 1e6:.1f} M parameters", one_round)
 
 

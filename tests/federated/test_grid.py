@@ -55,15 +55,3 @@ def test_a_second_answer_to_one_question_is_dropped():
     answers = fleet.ask({1: b"a", 2: b"b"}, action="train", round=1, timeout_s=5)
     assert {a.node: a.data for a in answers} == {1: b"a1", 2: b"b2"}
     assert fleet.late() == []
-
-
-def test_what_all_answered_is_looked_at_only_after_it_has_settled():
-    order = []
-
-    def noted(message, context):
-        order.append(context.node_id)
-        return echo(message, context)
-
-    grid = InProcess({1: (noted, {}), 2: (noted, {})}, after=lambda: order.append("settled"))
-    GridFleet(grid).ask({1: b"", 2: b""}, action="train", round=1, timeout_s=5)
-    assert order == [1, 2, "settled"]

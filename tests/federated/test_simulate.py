@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -42,7 +41,7 @@ class Tapped:
         return update
 
     def release(self, update, data):
-        self.updates.append((update, data))
+        self.updates.append((message.update_from(data), data))
 
 
 def hashes(folder) -> list[str]:
@@ -64,27 +63,21 @@ def test_the_same_seed_twice_is_bit_equal_and_another_seed_is_not(n, sites, fede
 def test_the_state_of_every_site_is_on_disk_before_the_server_goes_on(
     sites, federation, tmp_path, monkeypatch
 ):
-    """It is written while others train; the server's checkpoint must not overtake a slow disk."""
-    from seguro.engine.loop import Loop
-    from seguro.federated.rounds import Server
+    """A server that goes on at a round asks them for their state of it."""
+    from seguro.engine import checkpoint as checkpoints
 
-    save, server_save, seen = Loop.save, Server._save, []
+    save, seen = checkpoints.save, []
 
-    def slow(self, **more):
-        time.sleep(0.2)
-        save(self, **more)
+    def look(folder, checkpoint, **more):
+        if folder == tmp_path / "run" / "checkpoints":
+            seen.append({n: checkpoints.updates(s._folder("late") / "checkpoints") for n, s in found.items()})
+        save(folder, checkpoint, **more)
 
-    def look(self):
-        seen.append(
-            {n: len(list((s._folder("late") / "checkpoints").glob("*.json"))) for n, s in found.items()}
-        )
-        server_save(self)
-
-    monkeypatch.setattr(Loop, "save", slow)
-    monkeypatch.setattr(Server, "_save", look)
+    monkeypatch.setattr(checkpoints, "save", look)
     found = sites("ab")
-    simulate(federation("ab", run="late", rounds=1, updates=1), found, tmp_path / "run")
-    assert seen[0] == {"a": 1, "b": 1}
+    told = federation("ab", run="late", rounds=2, updates=1)
+    simulate(told, found, tmp_path / "run", save_every_s=0.0)
+    assert seen[:2] == [{"a": [1], "b": [1]}, {"a": [1, 2], "b": [1, 2]}]
 
 
 def test_a_full_disk_at_a_site_stops_the_simulator(sites, federation, tmp_path, monkeypatch):
@@ -130,7 +123,7 @@ def test_a_site_goes_on_from_its_disk_as_from_its_memory(strategy, sites, federa
             found["a"].gate = Forgetful()
             found["a"].gate.site = found["a"]
         told = federation("a", run=f"{run}-{case}", updates=1, strategy=strategy)
-        simulate(told, found, tmp_path / run)
+        simulate(told, found, tmp_path / run, save_every_s=0.0)
     assert hashes(tmp_path / "disk") == hashes(tmp_path / "memory")
     states = found["a"].workspace / "federated"
     size = {run: sum(p.stat().st_size for p in (states / f"{run}-{case}").rglob("update-*2.safetensors"))
@@ -156,7 +149,7 @@ def test_a_run_that_was_stopped_ends_as_if_it_was_not(sites, federation, tmp_pat
     broken = federation("ab", run="broken", rounds=3)
     monkeypatch.setattr(Server, "_save", stop)
     with pytest.raises(KeyboardInterrupt):
-        simulate(broken, sites(), tmp_path / "broken")
+        simulate(broken, sites(), tmp_path / "broken", save_every_s=0.0)
     monkeypatch.setattr(Server, "_save", save)
     simulate(broken, sites(), tmp_path / "broken")
     assert hashes(tmp_path / "broken") == hashes(tmp_path / "whole")

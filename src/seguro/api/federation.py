@@ -19,6 +19,7 @@ from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml
 from seguro.core.stage import locked
 from seguro.core.types import Case, Manifest
+from seguro.federated.keeper import EVERY_S
 
 if TYPE_CHECKING:
     from seguro.federated.cost import Foretold
@@ -47,6 +48,12 @@ class FederateOptions:
     device: str = "cpu"
     processes: bool = False
     """Each site in a process of its own."""
+    save_every_s: float = EVERY_S
+    """Seconds from one saved state of a simulation to the next; 0 saves every round, as processes do."""
+
+
+OF_MACHINE = ("device", "processes", "save_every_s")
+"""Options that are of this machine, not of the run: no file has them."""
 
 
 def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
@@ -92,7 +99,7 @@ def options_in(path: Path) -> tuple[FederateOptions, tuple[str, ...] | None]:
     """
     found = read_yaml(path)
     sites = found.pop("sites", None)
-    known = [f.name for f in fields(FederateOptions) if f.name not in ("device", "processes")]
+    known = [f.name for f in fields(FederateOptions) if f.name not in OF_MACHINE]
     if unknown := sorted(set(found) - set(known)):
         raise ConfigError(f"{path}: unknown {', '.join(unknown)}; its keys are sites, {', '.join(known)}")
     for name in ("settings", "strategy", "plan"):
@@ -203,7 +210,7 @@ def simulate(
     found = sites_of(data, folder, options, sites=sites, say=say)
     settled = federation(options, list(found))
     with locked(folder):
-        run(settled, found, folder, processes=options.processes, say=say)
+        run(settled, found, folder, processes=options.processes, save_every_s=options.save_every_s, say=say)
         told(folder, settled, found)
     return folder
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seguro.cli.terminal import AsJson, DryRun, console, finish
+from seguro.federated.keeper import EVERY_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +60,10 @@ def simulate(
     processes: Annotated[
         bool, typer.Option("--processes", help="Each site in a process of its own, at the same time.")
     ] = False,
+    save_every: Annotated[
+        float,
+        typer.Option(min=0, help="Seconds from one saved state to the next; 0 saves every round."),
+    ] = EVERY_S,
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of everything random.")] = None,
@@ -95,6 +100,7 @@ def simulate(
         plan=merge(options.plan, {} if memory is None else {"memory_gib": memory}),
         device=device,
         processes=processes,
+        save_every_s=save_every,
     )
     if dry_run:
         result = describe(data, options, out, sites, say)

@@ -13,7 +13,7 @@ from seguro.federated.message import Arrays
 
 ROUNDING = 1e-9
 """A share of .29 of 100 is 28.999999999999996 in binary, and 29 is meant."""
-BLOCK = 1 << 15
+BLOCK = 1 << 14
 """Numbers that are averaged at a time."""
 
 
@@ -65,9 +65,12 @@ def mean(updates: Sequence[Arrays], weights: Sequence[float]) -> dict[str, NDArr
         for at in _blocks(first.size):
             n = min(first.size - at.start, BLOCK)
             sums, part = whole[:n], parts[:n]
-            np.multiply(flat[0][at], w[0], out=sums, dtype=np.float64)
+            np.copyto(sums, flat[0][at])  # first to float64, then times the weight: faster than both in one
+            sums *= w[0]
             for x, values in zip(w[1:], flat[1:], strict=True):
-                sums += np.multiply(values[at], x, out=part, dtype=np.float64)
+                np.copyto(part, values[at])
+                part *= x
+                sums += part
             found[at] = sums if first.dtype.kind == "f" else _as(sums, first.dtype)
         out[name] = found.reshape(first.shape)
     return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -15,10 +16,18 @@ from seguro.core.files import sha256_json
 from seguro.federated.message import AVERAGED, Arrays
 from seguro.methods.contract import Method
 
+_SHARED: WeakKeyDictionary[Method, tuple[str, ...]] = WeakKeyDictionary()
+"""Names that travel, by method: they never change, and asking takes as long as copying the weights."""
+
 
 def outgoing(method: Method, averaged: nn.ModuleDict) -> dict[str, NDArray[Any]]:
     """Return copies of the shared arrays by name, moving averages with the prefix AVERAGED."""
-    return {name: _array(tensor) for name, tensor in _places(method, averaged).items()}
+    return {name: np.array(view) for name, view in views(method, averaged).items()}
+
+
+def views(method: Method, averaged: nn.ModuleDict) -> dict[str, NDArray[Any]]:
+    """Return the shared arrays as `outgoing` does, not copied where they lie in main memory."""
+    return {k: tensor.detach().cpu().numpy() for k, tensor in _places(method, averaged).items()}
 
 
 @torch.no_grad()
@@ -39,13 +48,16 @@ def incoming(method: Method, averaged: nn.ModuleDict, arrays: Arrays, *, keep: C
 
 def _places(method: Method, averaged: nn.ModuleDict) -> dict[str, Tensor]:
     """Return the tensors that travel, as they lie in the modules and in their averages."""
-    own, means, shared = method.modules.state_dict(), averaged.state_dict(), method.shared()
+    own, means = method.modules.state_dict(keep_vars=True), averaged.state_dict(keep_vars=True)
+    if method not in _SHARED:
+        _SHARED[method] = tuple(method.shared())
+    shared = _SHARED[method]
     return {n: own[n] for n in shared} | {AVERAGED + n: means[n] for n in shared if n in means}
 
 
 def _fill(tensor: Tensor, array: NDArray[Any]) -> None:
     if tensor.device.type == "cpu":
-        np.copyto(tensor.numpy(), array)  # received arrays are read-only, which torch would not take
+        np.copyto(tensor.detach().numpy(), array)  # received arrays are read-only, which torch would not take
     else:
         tensor.copy_(torch.from_numpy(np.array(array)))
 
@@ -79,7 +91,3 @@ def digest(arrays: Arrays) -> str:
             for k, a in sorted(arrays.items())
         }
     )
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return np.array(tensor.detach().cpu().numpy())

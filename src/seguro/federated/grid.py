@@ -120,7 +120,6 @@ class InProcess(Grid):
     Args:
         clients: node id -> client app and its node configuration.
         parallel: all at the same time, in threads; only where each client works in a process of its own.
-        after: called when all have answered, before their answers are looked at.
     """
 
     def __init__(
@@ -128,11 +127,9 @@ class InProcess(Grid):
         clients: Mapping[int, tuple[Client, Mapping[str, str]]],
         *,
         parallel: bool = False,
-        after: Callable[[], None] = lambda: None,
     ) -> None:
         self.clients = dict(clients)
         self.parallel = parallel
-        self.after = after
         self._pushed: dict[str, Message] = {}
         # a message cannot be made outside a run without this; there is no public way
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
@@ -174,12 +171,9 @@ class InProcess(Grid):
         """Return the answers; a client app that raises is an error, as in a deployment."""
         messages = [self._pushed.pop(key) for key in message_ids]
         if not self.parallel:
-            found = [self._handled(message) for message in messages]
-        else:
-            with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
-                found = list(pool.map(self._handled, messages))
-        self.after()
-        return found
+            return [self._handled(message) for message in messages]
+        with ThreadPoolExecutor(max_workers=max(len(messages), 1)) as pool:
+            return list(pool.map(self._handled, messages))
 
     def _handled(self, message: Message) -> Message:
         node = message.metadata.dst_node_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -116,7 +115,7 @@ class Spec(Record):
 
 @dataclass
 class Training:
-    """The state of one run at one site; everything is on disk after each round, once it has settled.
+    """The state of one run at one site; everything is on disk once it has settled.
 
     Args:
         run: name of the run.
@@ -131,7 +130,7 @@ class Training:
         device: of the training.
         precision: of the training.
         say: takes lines for the people at the site.
-        lazy: write the state while others train; `settle` waits for it.
+        lazy: write the state when told to `settle`, not after every round.
     """
 
     run: str
@@ -148,29 +147,36 @@ class Training:
     say: Callable[[str], None] = lambda line: None
     lazy: bool = False
     _loop: Loop | None = field(default=None, init=False)
-    _saving: Future[None] | None = field(default=None, init=False)
+    _unsaved: int | None = field(default=None, init=False)
+    """First update that is not on disk; None where everything is."""
+    _left: tuple[int, Arrays] | None = field(default=None, init=False)
+    """The last round and what a lossy code left out in it."""
 
     def __post_init__(self) -> None:
         self.runtime = Runtime(self.device, self.precision)
-        self._writer = ThreadPoolExecutor(max_workers=1)
 
     def settle(self) -> None:
-        """Wait until the state of the last round is on disk; raises what went wrong with it."""
-        saving, self._saving = self._saving, None
-        if saving is not None:
-            saving.result()
+        """Write the state after the last round, where it is not on disk yet."""
+        if self._unsaved is None or self._loop is None:
+            return
+        self._forget_after(self._loop)
+        if self._left is not None:
+            self._write_left(*self._left)
+        self._loop.save(keep=self._stays(self._loop))
+        self._unsaved = None
 
     def answer(self, task: Task) -> Update:
         """Return the update to a task "train", or the scores that a task "evaluate" asks for.
+
+        Its arrays may be the weights themselves, which the next task changes.
 
         Raises:
             Refusal: another plan, nothing to train on, or arrays that do not fit.
         """
         if task.config.get("plan_sha256") != self.plan_sha256:
             raise Refusal(f"run {self.run} goes by another plan than the one agreed on")
-        self.settle()  # what is being written is about to change
         started = time.monotonic()
-        loop = self.loop((task.round - 1) * self.spec.updates if task.action == "train" else None)
+        loop = self.loop((task.round - 1) * self.spec.updates)
         self._load(loop, task.arrays)
         metrics = {"n_cases": float(len(loop.cases)), "n_labelled": float(len(loop.cases.labelled))}
         if task.config.get("evaluate"):
@@ -197,10 +203,14 @@ class Training:
             predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
         )
 
-    def loop(self, start: int | None) -> Loop:
-        """Return the loop in the state before update `start`, or as it is (None)."""
-        if self._loop is not None and (start is None or self._loop.run.update <= start):
+    def loop(self, start: int) -> Loop:
+        """Return the loop in the state before update `start`."""
+        if self._loop is not None and self._loop.run.update <= start:
             return self._loop
+        if self._unsaved is not None and start > self._unsaved:
+            raise Refusal(
+                "the state before this round was not saved; the run goes on from its last saved round"
+            )
         method = self.spec.made(self.plan)
         loop = Loop(
             method,
@@ -212,10 +222,9 @@ class Training:
             derive(self.spec.seed, "site", self.site),
             say=self.say,
         )
-        last = [u for u in checkpoints.updates(loop.checkpoints) if start is None or u <= start]
-        if last:
+        if last := [u for u in checkpoints.updates(loop.checkpoints) if u <= start]:
             loop.resume(_completed(checkpoints.load(loop.checkpoints, last[-1]), loop))
-        self._loop = loop
+        self._loop, self._unsaved, self._left = loop, None, None
         return loop
 
     def scores(self, loop: Loop) -> dict[str, float]:
@@ -258,8 +267,8 @@ class Training:
                 hook.remove()
         if losses and not np.isfinite(losses).any():
             raise Refusal("no update of the round had a finite loss")
-        arrays = self._coded(exchange.outgoing(loop.method, loop.run.averaged), task)
-        self._saving = self._writer.submit(loop.save, keep=self._stays(loop))
+        arrays = self._coded(exchange.views(loop.method, loop.run.averaged), task)
+        self._unsaved = start if self._unsaved is None else self._unsaved
         if not self.lazy:
             self.settle()
         told = {"updates": float(self.spec.updates)}
@@ -294,7 +303,7 @@ class Training:
     def _coded(self, new: Arrays, task: Task) -> dict[str, NDArray[Any]]:
         """Return the arrays as they travel: clipped where the run is private, coded where it says so.
 
-        What a lossy code left out is kept per round, so that a round asked twice is answered the same.
+        What a lossy code left out is added to the next round's change.
         """
         if self.spec.coding == "none" and self.spec.clip is None:
             return dict(new)
@@ -303,13 +312,35 @@ class Training:
             moved = privacy.clip(moved, self.spec.clip).arrays
         if self.spec.coding == "none":
             return aggregate.moved(task.arrays, moved)
-        before = [p for p in sorted(self.folder.glob("kept-*.safetensors")) if _round(p) < task.round]
-        kept = parse(read_checked(before[-1]).data) if before else {}
-        coded = compression.encode(moved, self.spec.coding, kept)
-        write_bytes(self.folder / f"kept-{task.round:08d}.safetensors", pack(coded.residual))
+        coded = compression.encode(moved, self.spec.coding, self._left_before(task.round))
+        self._left = task.round, coded.residual
+        return coded.arrays
+
+    def _left_before(self, round_: int) -> Arrays:
+        """Return what the code left out before a round, from memory or from disk."""
+        if self._left is not None and self._left[0] < round_:
+            return self._left[1]
+        before = [p for p in self._left_files() if _round(p) < round_]
+        return parse(read_checked(before[-1]).data) if before else {}
+
+    def _write_left(self, round_: int, arrays: Arrays) -> None:
+        """Write what the code left out in a round; what was before it stays, older ones go."""
+        before = [p for p in self._left_files() if _round(p) < round_]
+        write_bytes(self.folder / f"kept-{round_:08d}.safetensors", pack(dict(arrays)))
         for old in before[:-1]:
             old.unlink()
-        return coded.arrays
+
+    def _left_files(self) -> list[Path]:
+        return sorted(self.folder.glob("kept-*.safetensors"))
+
+    def _forget_after(self, loop: Loop) -> None:
+        """Remove what lies on disk of later rounds than the loop's: the server lost them, and asks again."""
+        for update in checkpoints.updates(loop.checkpoints):
+            if update > loop.run.update:
+                checkpoints.remove(loop.checkpoints, update)
+        for path in self._left_files():
+            if _round(path) * self.spec.updates > loop.run.update:
+                path.unlink()
 
 
 def at(site: str, cases: Sequence[Case]) -> tuple[Case, ...]:

@@ -31,6 +31,10 @@ class Round:
     bytes_down: dict[str, int] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
     """Length of each site's change."""
+    agreement: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of each site's change: cosine to the median of the others', and its length over theirs."""
+    suspects: dict[str, str] = field(default_factory=dict)
+    """Sites that people should look at, and why."""
     score: float | None = None
     """By which the best round is chosen."""
     worst: str | None = None
@@ -60,6 +64,8 @@ class Round:
             "bytes_down": self.bytes_down,
             "metrics": {s: dict(u.metrics) for s, u in sorted(self.updates.items())},
             "norms": self.norms,
+            "agreement": self.agreement,
+            "suspects": self.suspects,
             "score": self.score,
             "worst": self.worst,
             **more,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,12 +19,14 @@ from seguro.engine import checkpoint as checkpoints
 from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
+from seguro.engine.signals import Stopped
 from seguro.federated import admission, exchange, intake, message
 from seguro.federated.accountant import Accountant
 from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
 from seguro.federated.fleet import Answer, Fleet
 from seguro.federated.intake import NoAnswer, Question
+from seguro.federated.keeper import Keeper
 from seguro.federated.local import Spec
 from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
@@ -31,6 +34,7 @@ from seguro.federated.preview import preview
 from seguro.federated.record import Round, append, cut, lines
 from seguro.federated.scores import Scores
 from seguro.federated.strategies import Federation
+from seguro.federated.suspicion import Suspicion
 from seguro.networks.unet import training_bytes
 
 FINISHED = "finished.json"
@@ -44,6 +48,7 @@ class Server:
         folder: of the run on the server; `checkpoints/`, `rounds.jsonl`, `plan/plan.json`, `model/`.
         fleet: the sites.
         say: takes lines for people.
+        keeper: says when checkpoints are written; after every round by default.
     """
 
     def __init__(
@@ -52,18 +57,23 @@ class Server:
         folder: Path,
         fleet: Fleet,
         say: Callable[[str], None] = lambda line: None,
+        keeper: Keeper | None = None,
     ) -> None:
         self.federation = federation
         self.strategy = federation.strategy
         self.folder = folder
         self.fleet = fleet
         self.say = say
+        self.keeper = keeper or Keeper()
         self.admission = Admission(federation, fleet, say)
         self.roster = self.admission.roster
         self.round = 0
         self.arrays: Arrays = {}
+        self._best: Arrays = {}
+        """Weights of the best round, where they are not on disk yet."""
         self.scores = Scores(federation.strategy.best)
         self.epsilon: float | None = None
+        self.suspicion = Suspicion(federation.seed)
 
     def run(self) -> Path:
         """Run what is left of the federation and write its model; returns the run's folder.
@@ -72,6 +82,7 @@ class Server:
             RunError: sites that do not come, or rounds without quorum.
             ConfigError: a folder of another federation, two sites of one name.
             DataError: sites that do not fit together.
+            Stopped: the keeper was asked for an end; everything is saved.
         """
         self._same_or_refuse()
         if (self.folder / FINISHED).exists():
@@ -83,6 +94,10 @@ class Server:
         self.begin(plan)
         while self.round < self.federation.rounds and not self._spent():
             self.one_round()
+            if self.keeper.stopping:
+                if self.keeper.behind:
+                    self._save()
+                raise Stopped(f"stopped after round {self.round}, saved; the same command goes on")
         self._last_look()
         self._deploy(plan)
         return self.folder
@@ -135,8 +150,17 @@ class Server:
             self.arrays = {k: v.numpy() for k, v in found.tensors.items()}
             self.scores.resume(found.facts)
             self.say(f"resuming at round {self.round + 1}")
+        for later in checkpoints.updates(self._best_folder):
+            if later > self.round:  # of a future that was not saved and is done again
+                checkpoints.remove(self._best_folder, later)
+        if self.scores.best_round not in (0, *self._saved_rounds()):
+            self.say(
+                f"the weights of round {self.scores.best_round}, the best so far, are not there any more"
+            )
+            self.scores.best, self.scores.best_round = None, 0
         # the look at the last round's weights belongs to them
         cut(self.folder, self.round + (self.round >= self.federation.rounds))
+        self.suspicion.resume(lines(self.folder))
         write_json(
             self.folder / "federation.json",
             {
@@ -154,7 +178,9 @@ class Server:
             RunError: no quorum, asked as often as `retries` says.
         """
         number = self.round + 1
-        for attempt in range(self.strategy.retries + 1):
+        # without its state of the round before on disk, no site can do a round again
+        attempts = 1 if self.keeper.behind else self.strategy.retries + 1
+        for attempt in range(attempts):
             record = Round(number, "train", number - 1)
             self._welcome(record)
             self._ask_for_updates(record)
@@ -167,12 +193,14 @@ class Server:
         else:
             raise RunError(
                 f"run {self.federation.run}: round {number} had no quorum of {self.strategy.needed} in "
-                f"{self.strategy.retries + 1} attempts ({record.why()}); the same command goes on"
+                f"{attempts} attempts ({record.why()}); the same command goes on"
             )
-        self.scores.take(record)
+        self._score(record)
+        self._suspect(record)
         self.arrays = combined(self.federation, self.arrays, trained, number)
         self.round = number
-        self._save()
+        if self.keeper.due():
+            self._save()
         self._log(record)
         preview(self.folder, number, self.method, self.averaged, self.arrays)
         return record
@@ -272,9 +300,23 @@ class Server:
         self._welcome(record)
         here = self.roster.here(self.fleet.nodes())
         self._collect({s: "evaluate" for s in here}, record, evaluate=True)
-        self.scores.take(record)
+        self._score(record)
         self._save()
         self._log(record)
+
+    def _score(self, record: Round) -> None:
+        """Take in the scores of the weights that the round began with, and hold on to the best weights."""
+        self.scores.take(record)
+        if self.scores.best_round == self.round:
+            self._best = self.arrays
+
+    def _suspect(self, record: Round) -> None:
+        """Note whose change goes against the others', and say it where it is new."""
+        known = self.suspicion.suspects(record.trained)
+        news = {s: u.arrays for s, u in record.trained.items()}
+        record.agreement, record.suspects = self.suspicion.look(self.arrays, news, record.number)
+        for site in sorted(set(record.suspects) - set(known)):
+            self.say(f"warning: round {record.number}: site {site} {record.suspects[site]}; it still counts")
 
     def _spent(self) -> bool:
         """Return whether one more round would pass the privacy budget; notes what was spent."""
@@ -295,9 +337,23 @@ class Server:
         return False
 
     def _save(self) -> None:
-        tensors = {k: torch.from_numpy(v) for k, v in self.arrays.items()}
-        checkpoint = Checkpoint(self.round, tensors, self.scores.facts())
-        checkpoints.save(self.folder / "checkpoints", checkpoint, best=self.scores.best_round or None)
+        """Write the weights of this round, and those of the best one where they are not there yet."""
+        best = self.scores.best_round or None
+        with self.keeper.keeping():
+            if best and best != self.round and best not in self._saved_rounds():
+                # apart from the others: no site has its state of this round, so nobody can go on from it
+                checkpoints.save(self._best_folder, _checkpoint(best, self._best, {}), best=None)
+            now = _checkpoint(self.round, self.arrays, self.scores.facts())
+            checkpoints.save(self.folder / "checkpoints", now, best=best)
+
+    def _saved_rounds(self) -> dict[int, Path]:
+        """Return where the weights of each saved round lie."""
+        folders = (self._best_folder, self.folder / "checkpoints")
+        return {number: folder for folder in folders for number in checkpoints.updates(folder)}
+
+    @property
+    def _best_folder(self) -> Path:
+        return self.folder / "checkpoints" / "best"
 
     def _log(self, record: Round) -> None:
         self._spent()
@@ -322,7 +378,7 @@ class Server:
 
         chosen = self.scores.chosen(self.round)
         if chosen:
-            found = checkpoints.load(self.folder / "checkpoints", chosen)
+            found = checkpoints.load(self._saved_rounds()[chosen], chosen)
             exchange.incoming(self.method, self.averaged, {k: v.numpy() for k, v in found.tensors.items()})
         modules = exchange.deployable(self.method, self.averaged)
         predictor = self.method.predictor(modules) if self.method.needs.segments else modules
@@ -333,3 +389,7 @@ class Server:
             {"round": chosen, "score": self.scores.best, "rounds": self.round, "epsilon": self.epsilon},
         )
         self.say(f"model of round {chosen} in {self.folder / 'model'}")
+
+
+def _checkpoint(number: int, arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(number, {k: torch.from_numpy(v) for k, v in arrays.items()}, facts)

@@ -11,6 +11,7 @@ from flwr.app import Context
 from seguro.core.errors import ConfigError
 from seguro.federated.client_app import made
 from seguro.federated.grid import GridFleet, InProcess
+from seguro.federated.keeper import EVERY_S, Keeper
 from seguro.federated.message import Answering, Open
 from seguro.federated.rounds import Server
 from seguro.federated.site import Site
@@ -24,21 +25,25 @@ def simulate(
     folder: Path,
     *,
     processes: bool = False,
+    save_every_s: float = EVERY_S,
     say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Run `federation` over `sites` and return its folder; deterministic, one site after the other.
 
-    A site's state is written while the next one trains, and is on disk before the server goes on.
+    A run that is killed goes on, with the same call and to the same weights, from the last state on disk.
 
     Args:
         federation: every choice; its `sites` are the keys of `sites`.
         sites: by name.
         folder: of the run.
         processes: each site in a process of its own, all at the same time; the weights are the same.
+        save_every_s: seconds from one state on disk to the next, at most one a round. With `processes` every
+            round is saved: one of them may be killed alone, and must not lose what the others have.
         say: takes lines for people.
 
     Raises:
         ConfigError: a site with a gate that would not go along into its process.
+        Stopped: SIGTERM or Ctrl-C; everything is saved.
     """
     if processes and (guarded := sorted(n for n, s in sites.items() if not isinstance(s.gate, Open))):
         raise ConfigError(
@@ -58,9 +63,7 @@ def simulate(
         client = made(site_of)
         nodes = {i + 1: (client, {"site": name}) for i, name in enumerate(sorted(sites))}
 
-        def settle() -> None:
-            for site in sites.values():
-                site.settle()
-
-        grid = InProcess(nodes, parallel=processes, after=settle)
-        return Server(federation, folder, GridFleet(grid), say).run()
+        keeper = Keeper() if processes else Keeper(save_every_s, sites.values())
+        stack.enter_context(keeper.stoppable(say))
+        fleet = GridFleet(InProcess(nodes, parallel=processes))
+        return Server(federation, folder, fleet, say, keeper).run()

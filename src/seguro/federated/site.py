@@ -41,7 +41,7 @@ class Site:
         device: of its training.
         precision: of its training.
         say: takes lines for the people at the site; nothing of them leaves.
-        lazy: answer before the state of the round is on disk; whoever asks then calls `settle`.
+        lazy: write the state of a training when told to `settle`, not after every round.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Site:
         return out
 
     def settle(self) -> None:
-        """Wait until the state of the last round is on disk; raises what went wrong with it."""
+        """Write the state after the last round, where it is not on disk yet."""
         if self._training is not None:
             self._training.settle()
 
@@ -153,6 +153,7 @@ class Site:
     def _local(self, task: Task) -> local.Training:
         """Return the training of the task's run, from memory or from disk."""
         if self._training is None or self._training.run != task.run:
+            self.settle()
             folder = self._folder(task.run)
             if not (folder / "agreed.json").exists():
                 raise Refusal(f"no plan was agreed on for run {task.run}")

@@ -52,6 +52,8 @@ class Federated:
     loss: tuple[Series, ...]
     traffic: tuple[Series, ...]
     epsilon: tuple[Series, ...]
+    agreement: tuple[Series, ...] = ()
+    """Cosine of each site's change to the median of the others'."""
     events: tuple[str, ...] = ()
     """Updates that were not used, and why."""
     caveats: tuple[str, ...] = ()

@@ -178,6 +178,7 @@ def lines(
     log: bool = False,
     width: float = WIDTH,
     at: Sequence[float] = (),
+    whole: bool = False,
 ) -> Markup:
     """Return a line chart with axes, ticks and a direct legend below.
 
@@ -191,6 +192,7 @@ def lines(
         log: draw log10 of the values.
         width: of the picture; text keeps its size.
         at: places of the ticks of the horizontal axis; default round numbers.
+        whole: ticks of the horizontal axis at whole numbers only: there is no half round.
     """
     drawn = [s for s in (_finite(s, log) for s in series) if s.points]
     if not drawn:
@@ -224,7 +226,7 @@ def lines(
             )
         )
         parts.append(_text(left - 7, up(y) + 3.5, number(y), "tick", anchor="end"))
-    for x in at or ticks(x_low, x_high, 5):
+    for x in at or [t for t in ticks(x_low, x_high, 5) if not whole or t.is_integer()]:
         parts.append(_text(across(x), foot + 16, number(x), "tick", anchor="middle"))
     parts.append(
         Markup('<line class="frame" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(

@@ -83,6 +83,10 @@ def gather(
     missing = _missing(
         workspace, run, bool(predicted), bool(folder), manifest is not None, bool(plan), bool(log)
     )
+    federation = federated(run, roots)
+    if federation is not None:
+        missing = _missing_of_federation(run, bool(predicted), bool(folder))
+        plan = plan or read_object(run / "plan" / "plan.json")
     notes = tuple(
         dict.fromkeys(scrub(str(x.get("message", "")), roots) for x in log if x.get("kind") == "note")
     )
@@ -99,7 +103,7 @@ def gather(
     return ReportContent(
         headline=head,
         attacks=attacked,
-        federation=federated(run, roots),
+        federation=federation,
         made=made(
             run, _series(log, "validation", ("distance",)), _series(log, "validation", ("recognized",))
         ),
@@ -346,6 +350,16 @@ def _missing(
         "The plan (seguro plan).": planned,
         "The training log.": logged,
         "A finished training (seguro train).": (run / "stage.json").is_file(),
+        "Predictions (seguro predict).": predicted,
+        "Scores (seguro evaluate).": scored,
+    }
+    return tuple(text for text, there in parts.items() if not there)
+
+
+def _missing_of_federation(run: Path, predicted: bool, scored: bool) -> tuple[str, ...]:
+    """Return what a federated run lacks; data and training logs stay at the sites."""
+    parts = {
+        "The end of the federated run.": (run / "finished.json").is_file(),
         "Predictions (seguro predict).": predicted,
         "Scores (seguro evaluate).": scored,
     }

@@ -61,6 +61,7 @@ def _federated(run: Path, options: Mapping[str, Any], roots: Sequence[str]) -> F
         loss=_by_site(sites, lines, "loss", "round"),
         traffic=_traffic(trained),
         epsilon=_epsilon(trained),
+        agreement=_agreement(sites, trained),
         events=_events(lines, roots),
         caveats=_caveats(options, lines, ended),
     )
@@ -149,6 +150,32 @@ def _epsilon(lines: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
     return (Series("epsilon", thin(points)),) if points else ()
 
 
+def _agreement(sites: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> tuple[Series, ...]:
+    out = []
+    for color, site in enumerate(sites):
+        points = [
+            (float(x["round"]), float(x["agreement"][site][0]))
+            for x in lines
+            if site in x.get("agreement", {})
+        ]
+        if points:
+            out.append(Series(site, thin(points), color=color))
+    return tuple(out)
+
+
+def _suspected(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a sentence per site that was ever suspected: of the last time, and how often."""
+    times: dict[str, list[tuple[int, str]]] = {}
+    for x in lines:
+        for site, why in x.get("suspects", {}).items():
+            times.setdefault(site, []).append((int(x["round"]), str(why)))
+    return [
+        f"Look at site {site}: in round {seen[-1][0]} it {seen[-1][1]}. It was named in {len(seen)} "
+        "rounds and counted in all of them."
+        for site, seen in sorted(times.items())
+    ]
+
+
 def _facts(
     options: Mapping[str, Any],
     trained: Sequence[Mapping[str, Any]],
@@ -200,7 +227,7 @@ def _events(lines: Sequence[Mapping[str, Any]], roots: Sequence[str]) -> tuple[s
 def _caveats(
     options: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], ended: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    out = []
+    out = _suspected(lines)
     privacy = options.get("strategy", {}).get("privacy")
     if privacy and not privacy.get("noise"):
         out.append("Changes were clipped but no noise was added: epsilon is infinite, nothing is protected.")
