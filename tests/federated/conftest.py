@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from seguro.data import phantom
-from seguro.federated import message
+from seguro.federated import admission, message
 from seguro.federated.fleet import Answer
 from seguro.federated.message import Task, Update
+from seguro.federated.rounds import Server
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation
 from seguro.methods import get
@@ -125,3 +126,15 @@ def fake(sites) -> Callable[..., Fake]:
     """Makes a fleet of the sites named, on nodes 1, 2, ..."""
     facts = sites("a")["a"].facts()
     return lambda names="abc", **more: Fake(facts, dict(enumerate(names, start=1)), **more)
+
+
+@pytest.fixture
+def server(federation, monkeypatch) -> Callable[..., Server]:
+    """Makes a server over a fleet of sites; it does not wait."""
+    monkeypatch.setattr(admission, "POLL_S", 0.001)
+
+    def made(fleet, folder, names="abc", say=lambda line: None, **more) -> Server:
+        settings = {"strategy": {"timeout_s": 0.05, **more.pop("strategy", {})}, **more}
+        return Server(federation(names, **settings), folder, fleet, say)
+
+    return made
