@@ -7,15 +7,16 @@ two-stage cascade and the controls of guidance. Writes result.json and figure.sv
 is finished is skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--no-bench` leaves out
 the measurement and `--collect` only gathers what is there: the seeds of each arm that are scored.
 
-experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `grid` (fields of plan.json in
-both workspaces) and `workspaces` (name: further fields); `kinds` (name: workspace and options of `train`);
-`arms` (name: kind, seeds, further options); `pairs` (arm: arms that it is compared with); `bench` (run, with,
-and options of the command).
+experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `merge` (name: classes of the
+MSD data set that count as one); `grid` (fields of plan.json in both workspaces) and `workspaces` (name:
+further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, further options);
+`pairs` (arm: arms that it is compared with); `bench` (run, with, and options of the command).
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -23,12 +24,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from arms import METRICS, dice_of, merged, options, over_seeds, planned, rows_of, seguro
 from record import HERE, PACKAGES, standalone
 
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.settings import read_yaml
 from seguro.core.types import ScoreRow
+from seguro.data.formats import read_label, write_label
 from seguro.evaluation.scores import read_csv
 from seguro.evaluation.statistics import paired
 from seguro.report.figures import strip
@@ -63,10 +66,39 @@ def prepare(folder: Path, plan: Mapping[str, Any], data_root: Path, work: Path) 
     check = dict(plan.get("check", {}))
     if "patients" in check:
         check["patients"] = folder / check["patients"]
+    data = data_root / plan["data"]
+    if "merge" in plan:
+        data = merged_classes(data, work / f"{folder.name}-data", plan["merge"])
     for kind, edit in plan["workspaces"].items():
         workspace = workspace_of(work, folder.name, kind)
-        seguro("check", data_root / plan["data"], "--out", workspace, *options(check))
+        seguro("check", data, "--out", workspace, *options(check))
         planned(workspace, plan.get("plan", {}), {**plan.get("grid", {}), **edit})
+
+
+def merged_classes(source: Path, out: Path, merge: Mapping[str, Sequence[str]]) -> Path:
+    """Write the labelled cases of an MSD folder with some classes as one, those that are not there yet.
+
+    The merged class has the value of the first of its parts; the other values stay. Returns `out`.
+    """
+    told = read_json(source / "dataset.json")
+    names = {name: int(value) for value, name in told["labels"].items()}
+    becomes = {value: value for value in names.values()}
+    for name, parts in merge.items():
+        first = names[parts[0]]
+        becomes |= {names.pop(part): first for part in parts}
+        names[name] = first
+    for folder in ("imagesTr", "labelsTr"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    for case in told["training"]:
+        if (out / case["label"]).exists():
+            continue
+        shutil.copyfile(source / case["image"], out / case["image"])
+        label = read_label(source / case["label"])
+        values = np.vectorize(becomes.__getitem__, otypes=[np.uint8])(label.array)
+        write_label(out / case["label"], values, label.source)
+    labels = {str(value): name for name, value in sorted(names.items(), key=lambda item: item[1])}
+    write_json(out / "dataset.json", {**told, "labels": labels})
+    return out
 
 
 def perform(plan: Mapping[str, Any], run: Path, arm: str, seed: int) -> None:

@@ -6,6 +6,7 @@ import importlib
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from click import Context
@@ -15,6 +16,8 @@ from seguro.cli.main import app
 from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml, settings_from
 from seguro.core.types import ScoreRow
+from seguro.data import phantom
+from seguro.data.formats import read_label
 from seguro.evaluation.scores import write_csv
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
@@ -101,3 +104,22 @@ def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch)
     assert row["value"] == pytest.approx(0.71) and row["seeds"] == [0, 2]
     assert found["pairs"]
     assert {(p["setting"], p["against"]) for p in found["pairs"]} == {("pfseg", "low")}
+
+
+def test_merged_classes_count_as_one_and_are_written_once(systems, tmp_path):
+    source = phantom.write_msd(tmp_path / "in", n_labelled=2, n_test=0, shape=(8, 12, 10), seed=1)
+    told = read_json(source / "dataset.json")
+    names = {name: int(value) for value, name in told["labels"].items()}
+    first, second = [n for n, v in names.items() if v][:2]
+    out = systems.merged_classes(source, tmp_path / "out", {"both": [first, second]})
+    found = read_json(out / "dataset.json")["labels"]
+    assert found[str(names[first])] == "both" and second not in found.values()
+    for case in told["training"]:
+        before, after = (read_label(f / case["label"]).array for f in (source, out))
+        assert ((after == names[first]) == np.isin(before, [names[first], names[second]])).all()
+        kept = ~np.isin(before, [names[first], names[second]])
+        assert (after[kept] == before[kept]).all()
+        assert (out / case["image"]).read_bytes() == (source / case["image"]).read_bytes()
+    stamps = [p.stat().st_mtime_ns for p in sorted((out / "labelsTr").iterdir())]
+    systems.merged_classes(source, out, {"both": [first, second]})
+    assert [p.stat().st_mtime_ns for p in sorted((out / "labelsTr").iterdir())] == stamps
