@@ -9,7 +9,7 @@ the measurement and `--collect` only gathers what is there: the seeds of each ar
 
 experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `merge` (name: classes of the
 MSD data set that count as one); `grid` (fields of plan.json in both workspaces) and `workspaces` (name:
-further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, further options);
+further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, more options);
 `pairs` (arm: arms that it is compared with); `bench` (run, with, and options of the command).
 """
 
