@@ -42,6 +42,15 @@ from seguro.evaluation import protocol
 from seguro.evaluation.statistics import summarize
 from seguro.report.figures import Dot, strip
 
+DRAWN = {
+    "ep1 alp": "EP1",
+    "ep1 copied mask": "EP1, mask copied",
+    "ep1 global prototype": "EP1, global",
+    "ep2 default": "EP2",
+    "ep2 everywhere": "EP2, everywhere",
+}
+"""Settings in the figure, by short names."""
+
 
 def planned(
     workspace: Path, data: Path, options: Mapping[str, Any], splits: Sequence[protocol.Split]
@@ -139,8 +148,9 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
                         "patients": s.n_patients, "seeds": seeds,
                     }
                 )  # fmt: skip
-        if what in ("ep1 alp", "ep1 copied mask", "ep1 global prototype", "ep2 default", "ep2 everywhere"):
-            dots.append((f"{setting}: {what}", [Dot(f"{c} {o}", v) for (c, o), v in sorted(means.items())]))
+        if what in DRAWN:
+            of = f"{setting}: " if len({s for s, _ in scored}) > 1 else ""
+            dots.append((of + DRAWN[what], [Dot(f"{c} {o}", v) for (c, o), v in sorted(means.items())]))
     spearman = float(stats.spearmanr(*zip(*quality, strict=True)).statistic) if len(quality) > 2 else None
     write_json(
         folder / "result.json",
