@@ -16,7 +16,8 @@ class Pair:
     peer_name: str | None = None
     peer: Callable[[], object] | None = None
     gflop: float | None = None
-    """Operations of ours, two per multiplication and addition; None where they were not counted."""
+    """Operations of ours in plain forward passes, two per multiplication and addition; what running layers by
+    planes computes again is left out. None where they were not counted."""
     peer_gflop: float | None = None
 
 
