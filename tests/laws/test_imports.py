@@ -19,7 +19,10 @@ ALLOWED = {
     "engine": {"core", "data", "networks", "losses", "methods", "engine"},
     "inference": {"core", "data", "networks", "losses", "methods", "engine", "inference"},
     "attacks": {"core", "data", "networks", "losses", "methods", "engine", "inference", "attacks"},
-    "federated": {"core", "data", "networks", "losses", "methods", "engine", "inference", "federated"},
+    "federated": {
+        *("core", "data", "networks", "losses", "methods", "engine", "inference", "federated"),
+        "evaluation",  # the audit of made images, which each site does of its own
+    },
     "evaluation": {"core", "evaluation"},
     "report": {"core", "report"},
 }

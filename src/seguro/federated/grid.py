@@ -18,7 +18,13 @@ from seguro.federated.message import Action
 
 RECORD, ARRAY, KIND = "seguro", "message", "seguro"
 """Of the one array that a Flower message of ours holds: where it lies, and how its bytes are to be read."""
-TYPES: Mapping[Action, str] = {"join": "query", "agree": "query", "train": "train", "evaluate": "evaluate"}
+TYPES: Mapping[Action, str] = {
+    "join": "query",
+    "agree": "query",
+    "train": "train",
+    "evaluate": "evaluate",
+    "audit": "evaluate",
+}
 """Our actions as Flower's message types."""
 CLIENT_RAISED = 2
 """Flower's code for a client app that raised."""

@@ -28,7 +28,7 @@ from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.model import save_model
 from seguro.engine.runtime import Precision, Runtime
-from seguro.federated import aggregate, compression, exchange, privacy
+from seguro.federated import aggregate, compression, exchange, memorization, privacy
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
 from seguro.federated.strategies import Federation
 from seguro.inference.validate import dice_validation
@@ -127,6 +127,7 @@ class Training:
         spec: what the server said of the run.
         train: training cases.
         validation: held-out cases, labelled.
+        held_out: all held-out cases, of patients that are not trained on.
         device: of the training.
         precision: of the training.
         say: takes lines for the people at the site.
@@ -142,6 +143,7 @@ class Training:
     spec: Spec
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
+    held_out: tuple[Case, ...] = ()
     device: str = "cpu"
     precision: Precision = "32"
     say: Callable[[str], None] = lambda line: None
@@ -187,10 +189,21 @@ class Training:
             metrics |= more
             weight, coding = float(len(loop.cases)), self.spec.coding
             update = replace(update, arrays=arrays, weight=weight, coding=coding)
+        if task.action == "audit":
+            metrics |= self._audit(loop)
         metrics["seconds"] = round(time.monotonic() - started, 3)
         if task.action == "evaluate" and self.spec.personal != "none":
             self._keep_model(loop)
         return replace(update, metrics=allowed(metrics, self.plan.classes.foreground))
+
+    def _audit(self, loop: Loop) -> dict[str, float]:
+        """Return this site's part of the memorization audit; nothing of a method that makes no images."""
+        modules = loop.run.deployable()
+        modules.eval()
+        held_out = Cases(self.store, at(self.site, self.held_out), self.plan.classes, hide_labels=True)
+        return memorization.measured(
+            loop.method, modules, loop.cases, held_out, site=self.site, seed=self.spec.seed
+        )
 
     def _keep_model(self, loop: Loop) -> None:
         """Write the site's own model, with its own normalization layers; it stays here."""

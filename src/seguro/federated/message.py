@@ -22,9 +22,10 @@ from seguro.federated.tensors import packed, unpacked
 
 Arrays = Mapping[str, NDArray[Any]]
 """Arrays by name: those of `Method.shared()`, and with the prefix AVERAGED their moving averages."""
-Action = Literal["join", "agree", "train", "evaluate"]
+Action = Literal["join", "agree", "train", "evaluate", "audit"]
 """join: the site's name and fingerprint sums. agree: take this plan, or refuse. train: a round of updates.
-evaluate: scores of these weights on the site's own validation cases."""
+evaluate: scores of these weights on the site's own validation cases. audit: how near what they make comes to
+the site's own images."""
 
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
@@ -39,6 +40,11 @@ METRICS = (
     "n_labelled",
     "n_validation",
     "updates",
+    "audit.made",
+    "audit.held_out",
+    "audit.n_made",
+    "audit.n_held_out",
+    "audit.n_train",
 )
 """Names of numbers that may leave a site; also `dice.<class>` of the agreed classes."""
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from seguro import __version__
 from seguro.core.errors import ConfigError, DataError, RunError
@@ -16,11 +13,10 @@ from seguro.core.seeds import generator
 from seguro.data.plan import Plan
 from seguro.data.planner import PlanOptions
 from seguro.engine import checkpoint as checkpoints
-from seguro.engine.checkpoint import Checkpoint
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.engine.signals import Stopped
-from seguro.federated import admission, exchange, intake, message
+from seguro.federated import admission, exchange, intake, memorization, message
 from seguro.federated.accountant import Accountant
 from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
@@ -32,9 +28,11 @@ from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
 from seguro.federated.preview import preview
 from seguro.federated.record import Round, append, cut, lines
+from seguro.federated.saved import Saved
 from seguro.federated.scores import Scores
 from seguro.federated.strategies import Federation
 from seguro.federated.suspicion import Suspicion
+from seguro.methods.contract import Maker
 from seguro.networks.unet import training_bytes
 
 FINISHED = "finished.json"
@@ -65,6 +63,7 @@ class Server:
         self.fleet = fleet
         self.say = say
         self.keeper = keeper or Keeper()
+        self.saved = Saved(folder / "checkpoints")
         self.admission = Admission(federation, fleet, say)
         self.roster = self.admission.roster
         self.round = 0
@@ -150,10 +149,8 @@ class Server:
             self.arrays = {k: v.numpy() for k, v in found.tensors.items()}
             self.scores.resume(found.facts)
             self.say(f"resuming at round {self.round + 1}")
-        for later in checkpoints.updates(self._best_folder):
-            if later > self.round:  # of a future that was not saved and is done again
-                checkpoints.remove(self._best_folder, later)
-        if self.scores.best_round not in (0, *self._saved_rounds()):
+        self.saved.forget_after(self.round)
+        if self.scores.best_round not in (0, *self.saved.rounds()):
             self.say(
                 f"the weights of round {self.scores.best_round}, the best so far, are not there any more"
             )
@@ -340,20 +337,7 @@ class Server:
         """Write the weights of this round, and those of the best one where they are not there yet."""
         best = self.scores.best_round or None
         with self.keeper.keeping():
-            if best and best != self.round and best not in self._saved_rounds():
-                # apart from the others: no site has its state of this round, so nobody can go on from it
-                checkpoints.save(self._best_folder, _checkpoint(best, self._best, {}), best=None)
-            now = _checkpoint(self.round, self.arrays, self.scores.facts())
-            checkpoints.save(self.folder / "checkpoints", now, best=best)
-
-    def _saved_rounds(self) -> dict[int, Path]:
-        """Return where the weights of each saved round lie."""
-        folders = (self._best_folder, self.folder / "checkpoints")
-        return {number: folder for folder in folders for number in checkpoints.updates(folder)}
-
-    @property
-    def _best_folder(self) -> Path:
-        return self.folder / "checkpoints" / "best"
+            self.saved.save(self.round, self.arrays, self.scores.facts(), best=best, best_arrays=self._best)
 
     def _log(self, record: Round) -> None:
         self._spent()
@@ -372,14 +356,28 @@ class Server:
             self.say(f"an answer of site {site} came after its round and is ignored")
         return late
 
+    def _audit(self) -> None:
+        """Have the sites compare what the chosen weights make with their own images."""
+        trained = {site for line in lines(self.folder) for site in line["took_part"]}
+        record = Round(self.round + 1, "audit", self.round)
+        here = [s for s in self.roster.here(self.fleet.nodes()) if s in trained]
+        self._collect({s: "audit" for s in here}, record, evaluate=False)
+        told = {s: u.metrics for s, u in record.updates.items()}
+        facts = memorization.together(told, sorted(trained), {**record.missing, **record.rejected})
+        write_json(self.folder / "audit.json", facts)
+        passed = "passed" if facts["releasable"] else "NOT passed, do not release this"
+        self.say(f"memorization audit at {len(told)} of {len(trained)} sites: {passed}")
+
     def _deploy(self, plan: Plan) -> None:
         """Write the model of the best round."""
         from seguro.engine.model import save_model
 
         chosen = self.scores.chosen(self.round)
         if chosen:
-            found = checkpoints.load(self._saved_rounds()[chosen], chosen)
-            exchange.incoming(self.method, self.averaged, {k: v.numpy() for k, v in found.tensors.items()})
+            self.arrays = self.saved.weights(chosen)
+            exchange.incoming(self.method, self.averaged, self.arrays)
+            if isinstance(self.method, Maker):
+                self._audit()
         modules = exchange.deployable(self.method, self.averaged)
         predictor = self.method.predictor(modules) if self.method.needs.segments else modules
         f, folder = self.federation, self.folder / "model"
@@ -389,7 +387,3 @@ class Server:
             {"round": chosen, "score": self.scores.best, "rounds": self.round, "epsilon": self.epsilon},
         )
         self.say(f"model of round {chosen} in {self.folder / 'model'}")
-
-
-def _checkpoint(number: int, arrays: Arrays, facts: Mapping[str, Any]) -> Checkpoint:
-    return Checkpoint(number, {k: torch.from_numpy(v) for k, v in arrays.items()}, facts)

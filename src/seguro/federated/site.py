@@ -127,6 +127,13 @@ class Site:
         validation = tuple(by_id[i] for i in fold.validation if by_id[i].label is not None)
         return tuple(by_id[i] for i in fold.train), validation
 
+    def held_out(self) -> tuple[Case, ...]:
+        """Return the cases, labelled or not, of patients that are not trained on."""
+        manifest, (train, _) = self.manifest(), self.cases()
+        known = {c.patient for c in train}
+        everything = (*manifest.of("train"), *manifest.of("unlabelled"))
+        return tuple(c for c in everything if c.patient not in known)
+
     def _folder(self, run: str) -> Path:
         return self.workspace / "federated" / run
 
@@ -170,6 +177,7 @@ class Site:
                 spec=local.Spec.model_validate(agreed["spec"]),
                 train=train,
                 validation=validation,
+                held_out=self.held_out(),
                 device=self.device,
                 precision=self.precision,
                 say=self.say,

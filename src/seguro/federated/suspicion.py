@@ -25,8 +25,8 @@ WINDOW, FIRST = 5, 2
 AGAINST, TOGETHER = -0.2, 0.1
 """Mean cosine of a site that is named, and what that of the others must be (their median).
 
-Measured over four to six rounds of five sites of phantoms, supervised and by ROAM: sites like each other .17 to
-.75, one with inverted contrast .08 to .29, an unlabelled one -.15 to .16 (mean of its rounds -.03), one with
+Measured over four to six rounds of five sites of phantoms, supervised and by ROAM: sites like each other .17
+to .75, one with inverted contrast .08 to .29, an unlabelled one -.15 to .16 (mean of rounds -.03), one with
 background and foreground swapped -.41 to -.27.
 """
 LONGER = 3.0
