@@ -155,7 +155,7 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
 
     @torch.inference_mode()
     def ours() -> torch.Tensor:
-        return bound(query.add_(0.01))[0].argmax(0)
+        return bound(query.add_(0.01))[0].max(0).indices
 
     @torch.inference_mode()
     def loop() -> None:
@@ -163,7 +163,7 @@ def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pa
             for z in range(size[0]):
                 at = slice(min(max(z, 5), 34), min(max(z, 5), 34) + 1)
                 shown = Support((image[:, at],), ((label[at] == k).long(),), one)
-                forgetful(query[:, :, z : z + 1], shown)[0].argmax(0)
+                forgetful(query[:, :, z : z + 1], shown)[0].max(0)
 
     by = "x".join(map(str, size))
     return Pair(f"{by}, {organs} organs, 128 px", ours, "organ by organ, slice by slice", loop)

@@ -112,7 +112,7 @@ def save_view(path: Path, subject: Subject, outcome: Outcome, classes: Classes) 
 def _labels(logits: Tensor, classes: Classes) -> NDArray[np.uint8]:
     """Return class indices (Z, Y, X) of the only sample."""
     if not classes.regions:
-        return logits[0].argmax(0).cpu().numpy().astype(np.uint8)
+        return logits[0].max(0).indices.cpu().numpy().astype(np.uint8)
     out = np.zeros(tuple(logits.shape[2:]), np.uint8)
     for i, mask in enumerate((logits[0] > 0).cpu().numpy()):
         out[mask] = i + 1

@@ -46,7 +46,8 @@ class Doubt:
         if self._regions:
             sure, found = 0.5 + (p - 0.5).abs().amin(dim=0), (p > 0.5).any(dim=0)
         else:
-            sure, found = p.amax(dim=0), p.argmax(dim=0) > 0
+            sure, best = p.max(dim=0)
+            found = best > 0
         doubt = (1 - sure).cpu().numpy()
         stop = start + p.shape[axis + 1]
         self.percent[along(axis, start, stop)] = np.rint(100 * doubt)

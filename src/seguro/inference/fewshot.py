@@ -302,7 +302,7 @@ def _renumbered(label: NDArray[np.uint8], kept: Sequence[int]) -> NDArray[np.int
 def _argmax(predictor: Predictor, x: Tensor) -> Tensor:
     """Return the likeliest class (Z, Y, X) of an image (C, Z, Y, X)."""
     axis = getattr(predictor.tiling, "axis", 0)
-    parts = [part.argmax(0) for _, _, part in planned_slabs(predictor, x, axis=axis, device=x.device)]
+    parts = [part.max(0).indices for _, _, part in planned_slabs(predictor, x, axis=axis, device=x.device)]
     return torch.cat(parts, dim=axis)
 
 

@@ -58,7 +58,7 @@ def decide(predictor: Predictor, image: NDArray[np.float32], runtime: Runtime) -
         if classes.regions:
             out[tuple(where)] = (logits > 0).cpu().numpy()
         else:
-            best = logits.argmax(dim=0).cpu().numpy()
+            best = logits.max(dim=0).indices.cpu().numpy()
             out[tuple(where)] = np.stack([best == i for i in range(1, classes.n)])
     return out
 
