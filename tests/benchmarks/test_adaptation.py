@@ -44,7 +44,7 @@ def test_every_phase_and_arm_is_a_valid_config(name, scripts):
 
 
 def test_every_experiment_says_what_it_is_and_whether_it_was_run():
-    kinds = {"inverted", "blurred", "brain", "vessels", "vessels_back"}
+    kinds = {"inverted", "inverted_small", "blurred", "blurred_small", "brain", "vessels", "vessels_back"}
     assert set(PLANS) == {f"adaptation_{k}" for k in kinds}
     for name in PLANS:
         text = (EXPERIMENTS / name / "README.md").read_text()

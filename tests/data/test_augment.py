@@ -118,6 +118,28 @@ def test_the_same_generator_gives_the_same_parameters():
     assert None not in (a.noise, a.blur_vox, a.brightness, a.contrast, a.gamma)
 
 
+@pytest.mark.parametrize(("falling", "sign"), [(0.0, 1), (1.0, -1)])
+def test_a_curve_keeps_or_reverses_the_order_and_keeps_mean_and_deviation(falling, sign):
+    image = generator(1).normal(3, 2, (2, 1, 8, 9)).astype(np.float32)
+    for i in range(5):
+        how = Augment(p_noise=0, p_blur=0, p_intensity=0, p_curve=1, falling=falling)
+        bent = augment.intensities(image, augment.draw(generator(i), how, spacing=(1, 1, 1), patch=PATCH))
+        assert not np.allclose(bent, image)
+        for own, other in zip(image, bent, strict=True):
+            assert (sign * np.diff(other.ravel()[np.argsort(own.ravel())]) >= -1e-5).all()
+            assert (other.mean(), other.std()) == pytest.approx((own.mean(), own.std()), abs=1e-4)
+
+
+def test_curves_change_no_other_draw_and_go_with_the_shade():
+    plain, curved = (
+        augment.draw(generator(4), Augment(p_curve=p), spacing=(1, 1, 1), patch=PATCH) for p in (0.0, 1.0)
+    )
+    assert plain.curve is None and curved.curve is not None
+    assert replace(plain, spatial=None) == replace(curved, spatial=None, curve=None)
+    bare = Drawn(noise=(1.0, 0), blur_vox=1.0, brightness=1.0, contrast=2.0, gamma=2.0, curve=(0.0, 1.0))
+    assert augment.unshaded(bare) == Drawn()
+
+
 def test_foreground_centres_are_on_the_foreground():
     c = case(shape=(30, 30, 30))
     small = (3, 3, 3)

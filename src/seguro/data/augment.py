@@ -6,7 +6,7 @@ there is image to read. Rotations are in physical space: an anisotropic voxel is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from seguro.data.store import Stored
 
 ELASTIC_GRID = 4
 """Control points per axis of the elastic displacement."""
+CURVE_PIECES = 4
+"""Straight pieces of a random curve of intensities."""
 
 
 class Augment(Record):
@@ -43,6 +45,10 @@ class Augment(Record):
     brightness: float = 0.2
     contrast: tuple[float, float] = (0.75, 1.33)
     gamma: tuple[float, float] = (0.7, 1.5)
+    p_curve: float = 0.0
+    """Of a random curve of intensities, rising or falling (Zhou et al., CVPR 2022), in straight pieces."""
+    falling: float = 0.5
+    """Probability that a curve falls, which exchanges dark and bright."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Drawn:
     brightness: float | None = None
     contrast: float | None = None
     gamma: float | None = None
+    curve: tuple[float, ...] | None = None
+    """Where the curve leads, of 0 to 1, at equal distances from the darkest to the brightest."""
     lateral: tuple[tuple[int, int], ...] = field(default=())
     """Stored labels to swap when mirrored along x."""
 
@@ -101,7 +109,7 @@ def draw(
         ("gamma", *how.gamma),
     ):
         intensity[name] = float(rng.uniform(low, high)) if rng.random() < how.p_intensity else None
-    return Drawn(
+    drawn = Drawn(
         spatial=spatial,
         mirror=flips,
         noise=(float(rng.uniform(0, how.noise_sd)), int(rng.integers(1 << 31)))
@@ -111,6 +119,20 @@ def draw(
         lateral=lateral_values(classes) if classes and 2 in flips else (),
         **intensity,
     )
+    if how.p_curve and rng.random() < how.p_curve:  # without curves no number is drawn, as it always was
+        return replace(drawn, curve=_draw_curve(rng, how))
+    return drawn
+
+
+def _draw_curve(rng: np.random.Generator, how: Augment) -> tuple[float, ...]:
+    heights = np.sort(rng.random(CURVE_PIECES + 1))
+    heights = (heights - heights[0]) / max(heights[-1] - heights[0], 1e-6)
+    return tuple((heights[::-1] if rng.random() < how.falling else heights).tolist())
+
+
+def unshaded(drawn: Drawn) -> Drawn:
+    """Return the augmentation with its geometry alone."""
+    return replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None, curve=None)
 
 
 def lateral_values(classes: Classes) -> tuple[tuple[int, int], ...]:
@@ -218,7 +240,9 @@ def _warp(
 
 
 def intensities(image: NDArray[np.float32], drawn: Drawn) -> NDArray[np.float32]:
-    """Return the image (C, *size) after blur, noise, brightness, contrast and gamma, in that order."""
+    """Return the image (C, *size) after curve, blur, noise, brightness, contrast and gamma, in that order."""
+    if drawn.curve is not None:
+        image = np.stack([_bent(c, drawn.curve) for c in image])
     if drawn.blur_vox is not None:
         image = np.stack([ndimage.gaussian_filter(c, drawn.blur_vox, truncate=2.0) for c in image])
     if drawn.noise is not None:
@@ -235,3 +259,11 @@ def intensities(image: NDArray[np.float32], drawn: Drawn) -> NDArray[np.float32]
         span = np.maximum(high - low, np.float32(1e-6))
         image = ((image - low) / span) ** np.float32(drawn.gamma) * span + low
     return np.ascontiguousarray(image, dtype=np.float32)
+
+
+def _bent(channel: NDArray[np.float32], curve: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return the channel along the curve, with its own mean and deviation, as a plan standardizes images."""
+    low, high = float(channel.min()), float(channel.max())
+    bent = np.interp(channel, np.linspace(low, high, len(curve)), curve)
+    scale = float(channel.std()) / max(float(bent.std()), 1e-6)
+    return ((bent - bent.mean()) * scale + channel.mean()).astype(np.float32)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seguro.data.augment import Augment, intensities, patch_of
+from seguro.data.augment import Augment, intensities, patch_of, unshaded
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
@@ -54,7 +54,7 @@ def labelled_patch(
     drawn = draw_augmentation(
         rng, augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
     )
-    still = replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None)
+    still = unshaded(drawn)
     image, label = patch_of(case, middle, patch, drawn if look is None else still)
     if look is not None:
         image = intensities(look(image), drawn)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seguro.core.types import IGNORE, Classes
-from seguro.data.augment import Augment, intensities, patch_of
+from seguro.data.augment import Augment, intensities, patch_of, unshaded
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
@@ -86,7 +86,7 @@ def two_stream(
     middle = centre(case, patch, rng, p_foreground=p_foreground)
     spacing, mirror, classes = case.grid.spacing, plan.mirror, plan.classes
     drawn = draw_augmentation(rng, augment, spacing=spacing, patch=patch, mirror=mirror, classes=classes)
-    geometry = replace(drawn, noise=None, blur_vox=None, brightness=None, contrast=None, gamma=None)
+    geometry = unshaded(drawn)
     plain, label = patch_of(case, middle, patch, geometry)
     shade = (strong or augment).model_copy(update={"p_spatial": 0.0, "mirror": False})
     others = [draw_augmentation(rng, shade, spacing=spacing, patch=patch) for _ in range(views)]

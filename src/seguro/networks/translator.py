@@ -23,6 +23,8 @@ from seguro.networks.equalized import SLOPE, pixel_norm
 
 Norm = Literal["batch", "group", "instance"]
 """batch: statistics of the batch while training, running ones after. group, instance: of each image alone."""
+BranchNorm = Literal["batch", "group", "instance", "none"]
+"""none: maps as the generator made them; a slice without any class is not stretched to look like one."""
 GROUPS = 8
 POOLED = 3
 """Pixels across to which every stage is averaged before the codes are read from it."""
@@ -65,8 +67,10 @@ class DomainNorm(nn.Module):
         return out
 
 
-def plain_norm(channels: int, kind: Norm, *, affine: bool = True) -> nn.Module:
+def plain_norm(channels: int, kind: BranchNorm, *, affine: bool = True) -> nn.Module:
     """Return a normalization of `channels` that knows no domain."""
+    if kind == "none":
+        return nn.Identity()
     if kind == "batch":
         return nn.BatchNorm2d(channels, affine=affine)
     groups = channels if kind == "instance" else gcd(GROUPS, channels)
@@ -259,13 +263,19 @@ class LabelBranch(nn.Module):
         classes: outputs.
         size: of the output.
         hidden: channels that every map is brought to; a quarter of them in the layer after.
-        norm: see `Norm`.
+        norm: see `BranchNorm`.
 
     Shape: maps [(N, channels[i], r_i, r_i)] -> logits (N, classes, size, size).
     """
 
     def __init__(
-        self, channels: Sequence[int], classes: int, size: int, *, hidden: int = 128, norm: Norm = "batch"
+        self,
+        channels: Sequence[int],
+        classes: int,
+        size: int,
+        *,
+        hidden: int = 128,
+        norm: BranchNorm = "batch",
     ) -> None:
         super().__init__()
         self.size = size

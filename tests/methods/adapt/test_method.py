@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,7 +15,9 @@ from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.losses import probabilities
 from seguro.methods.adapt.method import numbers
+from seguro.methods.adapt.predictor import paint
 from seguro.methods.adapt.sample import SOURCE, TARGET
+from seguro.methods.streams import NO_AUGMENT
 
 
 def trained(sites, folder, *, updates=2, seed=0, **fields):
@@ -88,7 +92,15 @@ def test_what_is_switched_off_is_not_computed(sites, tmp_path, fields, gone):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"content": False}, {"domain_norm": False}, {"route": "output"}, {"norm": "batch"}]
+    "fields",
+    [
+        {"content": False},
+        {"domain_norm": False},
+        {"route": "output"},
+        {"norm": "batch"},
+        {"branch_norm": "group"},
+        {"dice": "sample"},
+    ],
 )
 def test_ablations_change_what_is_predicted(sites, tmp_path, fields):
     plain, _ = trained(sites, tmp_path / "a")
@@ -136,8 +148,21 @@ def test_unlabelled_rows_of_the_target_count_for_nothing(sites, drawn):
     logits = torch.randn(2, sites.plan.classes.n, 32, 32)
     changed = logits.clone()
     changed[1] += torch.randn_like(changed[1])
-    torch.testing.assert_close(method._fit(logits, batch, TARGET), method._fit(changed, batch, TARGET))
+    torch.testing.assert_close(*(method._fit(z, batch, TARGET, _Run()) for z in (logits, changed)))
     assert int(rows.sum()) == 2
+
+
+def test_the_encoder_sees_the_view_and_paints_the_image(sites, drawn):
+    from seguro.methods.contract import collate
+
+    method = sites.method(stage="source")
+    batch = collate([drawn(method, slot) for slot in range(2)])
+    other = replace(batch, view=-batch.view)
+    run = _Run()
+    one, two = (method._within(b, run) for b in (batch, other))
+    painted = paint(method.modules, method.config, other.view, batch.domain, batch.domain)[0]
+    torch.testing.assert_close(two["reconstruction"], method._image_loss(painted, batch.image))
+    assert not torch.equal(one["reconstruction"], two["reconstruction"])
 
 
 def test_three_predictions_differ_and_the_ensemble_is_as_stated(sites, tmp_path):
@@ -237,8 +262,9 @@ def test_content_goes_on_from_the_encoder_that_it_starts_from(sites, tmp_path):
         pytest.param({"source": "site1", "target": "site1"}, id="same"),
         pytest.param({"l1": 0.0, "ssim": 0.0, "gradient": 0.0}, id="no image loss"),
         pytest.param({"limits": (1.0, 1.0)}, id="limits"),
+        pytest.param({"view": NO_AUGMENT.model_copy(update={"mirror": True})}, id="view moves"),
     ],
 )
 def test_options_that_cannot_be(sites, fields):
-    with pytest.raises(ValueError, match=r"size|both|all 0|below"):
+    with pytest.raises(ValueError, match=r"size|both|all 0|below|moves"):
         sites.config(**fields)

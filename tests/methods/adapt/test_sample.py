@@ -8,6 +8,7 @@ import pytest
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE
 from seguro.methods.adapt.sample import SOURCE, TARGET, middle_slice, sides
+from seguro.methods.streams import NO_AUGMENT
 
 
 def names(sites, indices):
@@ -72,3 +73,12 @@ def test_without_a_source_or_a_target_it_says_what_there_is(sites):
         who(sites, sites.config(source="site2", target="site1"))
     with pytest.raises(ConfigError, match="no case of the target"):
         who(sites, sites.config(domains=(), target="elsewhere"))
+
+
+def test_a_view_is_the_image_in_other_intensities(sites, drawn):
+    view = NO_AUGMENT.model_copy(update={"p_curve": 1.0, "falling": 1.0})
+    for slot in range(2):
+        plain, seen = (drawn(sites.method(view=v.model_dump()), slot) for v in (NO_AUGMENT, view))
+        assert np.array_equal(plain.view, plain.image)
+        assert np.array_equal(seen.image, plain.image) and np.array_equal(seen.label, plain.label)
+        assert np.corrcoef(seen.view.ravel(), seen.image.ravel())[0, 1] < -0.2  # dark for bright

@@ -11,7 +11,10 @@ from seguro.methods.generators import SMALL, TINY, GeneratorConfig
 from seguro.methods.streams import NO_AUGMENT
 
 GENERATOR = tuple(GeneratorConfig.model_fields)
-ENCODER = ("source", "blocks", "encoder_width", "reduction", "norm", "hidden", "domain_norm", "content")
+ENCODER = (
+    *("source", "blocks", "encoder_width", "reduction", "norm", "branch_norm"),
+    *("hidden", "domain_norm", "content"),
+)
 BUILT = tuple(n for n in GENERATOR if n not in ("side", "limits"))
 """What the weights of the generator depend on."""
 READ = tuple(n for n in ENCODER if n not in ("domain_norm", "content"))
@@ -43,8 +46,10 @@ class AdaptConfig(GeneratorConfig):
     reduction: Literal[2, 4] = 4
     """`size` over the finest resolution of content; the encoder sees images of twice that resolution."""
     norm: Literal["batch", "group", "instance"] = "batch"
-    """Of encoder and label branches. batch: running statistics after training, so that no prediction depends
-    on its neighbors; group, instance: of each image alone."""
+    """Of the encoder. batch: running statistics after training, so that no prediction depends on its
+    neighbors; group, instance: of each image alone."""
+    branch_norm: Literal["batch", "group", "instance", "none"] = "batch"
+    """Of the label branches; none leaves the feature maps as the generator made them."""
     hidden: int = Field(128, ge=1)
     """Channels of a label branch."""
     domain_norm: bool = True
@@ -74,6 +79,8 @@ class AdaptConfig(GeneratorConfig):
     """Weight of the mean absolute difference of the images' gradients."""
     mask: float = Field(1.0, ge=0)
     """Weight of cross entropy and Dice."""
+    dice: Literal["batch", "sample"] = "batch"
+    """Whether Dice is of all slices of a batch together, as published, or the mean over slices."""
 
     optimiser: Literal["radam", "adam"] = "radam"
     """Of the encoder."""
@@ -89,6 +96,9 @@ class AdaptConfig(GeneratorConfig):
     p_foreground: float = Field(0.0, ge=0, le=1)
     """Probability that a labelled slice is chosen to show a foreground class."""
     augment: Augment = NO_AUGMENT
+    view: Augment = NO_AUGMENT
+    """What is done to the intensities that the encoder sees, while the image that it is to paint stays as it
+    is: content that survives it has no look of its own. Without geometry."""
 
     select: Literal["translated", "cycle", "dice", "last"] = "translated"
     """What chooses the model of stage adapt: the loss on translated source slices or of the way there and
@@ -106,11 +116,25 @@ class AdaptConfig(GeneratorConfig):
             raise ValueError(f"source and target are both {self.source!r}; expected two sites")
         if not self.l2 + self.l1 + self.ssim + self.gradient:
             raise ValueError("l2, l1, ssim and gradient are all 0; images would not be compared at all")
+        if self.view.p_spatial or self.view.mirror:
+            raise ValueError("view moves things (p_spatial, mirror); the image to paint would not follow")
         return self
 
 
+VIEW = NO_AUGMENT.model_copy(
+    update={
+        "p_curve": 0.75,
+        "p_noise": 0.3,
+        "noise_sd": 0.3,
+        "p_blur": 0.2,
+        "p_intensity": 0.3,
+        "brightness": 0.4,
+        "contrast": (0.6, 1.5),
+    }
+)
 _OURS: dict[str, Any] = {
     "norm": "group",
+    "branch_norm": "none",
     "reduction": 2,
     "l2": 0.0,
     "l1": 1.0,
@@ -120,6 +144,7 @@ _OURS: dict[str, Any] = {
     "schedule": "poly",
     "clip": 12.0,
     "p_foreground": 0.5,
+    "view": VIEW.model_dump(),
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -138,9 +163,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         **_OURS,
         **TINY,
+        "learning_rate": 2e-3,
+        "branch_rate": 2e-3,
         "mean_styles": 64,
         "blocks": (1, 1),
-        "encoder_width": 8,
+        "encoder_width": 16,
         "hidden": 16,
         "average": 0.9,
     },

@@ -17,7 +17,7 @@ from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
 from seguro.methods.adapt.config import PRESETS, AdaptConfig
-from seguro.methods.adapt.objective import TERMS, image_loss
+from seguro.methods.adapt.objective import TERMS, batch_dice, image_loss
 from seguro.methods.adapt.predictor import AdaptPredictor, paint
 from seguro.methods.adapt.sample import SOURCE, TARGET, Shown, draw
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
@@ -71,7 +71,7 @@ class Adapt:
         )
         maps = generator.feature_channels
         source, target = (
-            LabelBranch(maps, plan.classes.n, c.size, hidden=c.hidden, norm=c.norm) for _ in range(2)
+            LabelBranch(maps, plan.classes.n, c.size, hidden=c.hidden, norm=c.branch_norm) for _ in range(2)
         )
         self.modules = nn.ModuleDict(
             {"generator": generator, "encoder": encoder, "source": source, "target": target}
@@ -146,25 +146,25 @@ class Adapt:
     def _within(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Return the losses of painting slices in their own look; the source's labels reach the encoder."""
         with run.autocast():
-            painted, maps = paint(self.modules, self.config, batch.image, batch.domain, batch.domain)
+            painted, maps = paint(self.modules, self.config, batch.view, batch.domain, batch.domain)
             logits = self._labels(batch, maps, SOURCE, SOURCE)
             few = self._few(batch, maps, TARGET, run, detach=True)
         parts = {
             "reconstruction": self._image_loss(painted, batch.image),
-            "mask": self._fit(logits, batch, SOURCE),
+            "mask": self._fit(logits, batch, SOURCE, run),
         }
-        return parts | ({} if few is None else {"few": self._fit(few, batch, TARGET)})
+        return parts | ({} if few is None else {"few": self._fit(few, batch, TARGET, run)})
 
     def _across(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Return the losses of painting slices in the other's look, and these back in their own."""
         c, other = self.config, 1 - batch.domain
         with run.autocast():
-            painted, maps = paint(self.modules, c, batch.image, batch.domain, other)
+            painted, maps = paint(self.modules, c, batch.view, batch.domain, other)
             logits = self._labels(batch, maps, SOURCE, TARGET, detach=c.translated == "branch")
             few = self._few(batch, maps, SOURCE, run, detach=False)
-        parts = {"translated": self._fit(logits, batch, SOURCE)}
+        parts = {"translated": self._fit(logits, batch, SOURCE, run)}
         if few is not None:
-            parts["few"] = self._fit(few, batch, TARGET)
+            parts["few"] = self._fit(few, batch, TARGET, run)
         if not c.cycle:
             return parts
         with run.autocast():
@@ -172,8 +172,8 @@ class Adapt:
             back, maps = paint(self.modules, c, there, other, batch.domain)
             logits = self._labels(batch, maps, SOURCE, SOURCE)
             few = self._few(batch, maps, TARGET, run, detach=True)
-        parts |= {"cycle": self._image_loss(back, batch.image), "mask": self._fit(logits, batch, SOURCE)}
-        return parts | ({} if few is None else {"few_cycle": self._fit(few, batch, TARGET)})
+        parts |= {"cycle": self._image_loss(back, batch.image), "mask": self._fit(logits, batch, SOURCE, run)}
+        return parts | ({} if few is None else {"few_cycle": self._fit(few, batch, TARGET, run)})
 
     def _labels(
         self, batch: Batch, maps: Sequence[Tensor], domain: int, branch: int, *, detach: bool = False
@@ -192,11 +192,12 @@ class Adapt:
             return None
         return self._labels(batch, maps, TARGET, branch, detach=detach)
 
-    def _fit(self, logits: Tensor, batch: Batch, domain: int) -> Tensor:
+    def _fit(self, logits: Tensor, batch: Batch, domain: int, run: Run) -> Tensor:
         """Return weighted cross entropy plus Dice of the rows of `domain`; unlabelled ones count as 0."""
         rows = batch.domain == domain
         args = (logits.float(), batch.label[rows], batch.annotated[rows], self.plan.classes)
-        return self.config.mask * (cross_entropy(*args) + soft_dice(*args))
+        dice = batch_dice(*args, run.mean) if self.config.dice == "batch" else soft_dice(*args)
+        return self.config.mask * (cross_entropy(*args) + dice)
 
     def _image_loss(self, painted: Tensor, image: Tensor) -> Tensor:
         seen: int = self.modules["encoder"].seen  # type: ignore[assignment]

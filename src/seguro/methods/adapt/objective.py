@@ -1,14 +1,19 @@
-"""How far a painted image is from the real one."""
+"""How far a painted image is from the real one, and Dice over a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seguro.core.types import IGNORE, Classes
+from seguro.losses import annotated_mask, one_hot, probabilities
+
 SCALES = 3
+SMOOTH = 1e-5
+"""Added to numerator and denominator of the batch's Dice, in pixels, as published."""
 WINDOW = 7
 """Pixels across over which structural similarity is measured."""
 RANGE = 2.0
@@ -47,6 +52,32 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
     va, vb, cov = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
     top = (2 * ma * mb + first) * (2 * cov + second)
     return 1 - (top / ((ma**2 + mb**2 + first) * (va + vb + second))).mean()
+
+
+def batch_dice(
+    logits: Tensor, label: Tensor, annotated: Tensor, classes: Classes, mean: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return 1 - soft Dice of the batch of all ranks together, averaged over classes, a scalar.
+
+    Its gradient, averaged over ranks, is that of the joined batch: a quotient's is linear in what a rank has
+    of numerator and denominator, given those of all.
+
+    Args:
+        logits: (N, n, *size).
+        label: (N, *size) stored labels; IGNORE does not count.
+        annotated: (N, foreground) 1 where the class was looked for in the sample's case.
+        classes: the task.
+        mean: over ranks, detached.
+    """
+    known = annotated_mask(annotated, classes).reshape(len(label), -1, *[1] * (label.ndim - 1))
+    valid = (label != IGNORE).unsqueeze(1)
+    target = one_hot(label, classes) * known
+    p = probabilities(logits, classes) * known * valid
+    dims = (0, *range(2, p.ndim))
+    overlap, total = 2 * (p * target).sum(dims), p.sum(dims) + target.sum(dims)
+    top, bottom = mean(overlap) + SMOOTH, mean(total) + SMOOTH
+    of_rank = (overlap - overlap.detach()) / bottom - (total - total.detach()) * top / bottom**2
+    return (1 - top / bottom - of_rank).mean()
 
 
 TERMS = {"l2": squared, "l1": absolute, "ssim": dissimilarity, "gradient": edges}

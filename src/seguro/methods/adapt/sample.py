@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE, ThreeF
 from seguro.data.augment import draw as draw_augmentation
-from seguro.data.augment import patch_of
+from seguro.data.augment import intensities, patch_of
 from seguro.data.frame import Frame
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre
 from seguro.data.store import Cases, Stored
 from seguro.methods.adapt.config import AdaptConfig
+from seguro.methods.streams import NO_AUGMENT
 
 SOURCE, TARGET = 0, 1
 """Numbers of the two domains in encoder and batch."""
@@ -29,6 +30,8 @@ class Shown:
 
     image: NDArray[np.float32]
     """(C, size, size) in [-1, 1]."""
+    view: NDArray[np.float32]
+    """As `image`, with other intensities: what the encoder sees."""
     label: NDArray[np.uint8]
     """(size, size) stored labels; IGNORE everywhere when unlabelled."""
     annotated: NDArray[np.float32]
@@ -103,13 +106,24 @@ def _shown(
         rng, config.augment, spacing=case.grid.spacing, patch=window, mirror=plan.mirror, classes=plan.classes
     )
     image, label = patch_of(case, middle, window, drawn)
-    plane = torch.from_numpy(image.reshape(1, -1, frame.side, frame.side))
+    shown = _in_frame(image, frame)
+    view = shown
+    if config.view != NO_AUGMENT:
+        shade = draw_augmentation(rng, config.view, spacing=case.grid.spacing, patch=window)
+        view = _in_frame(intensities(image, shade), frame)
     return Shown(
-        image=frame.shown(plane)[0].numpy(),
+        image=shown,
+        view=view,
         label=np.full((frame.size,) * 2, IGNORE, np.uint8) if label is None else frame.labels(label),
         annotated=case.annotated,
         domain=np.asarray(domain),
     )
+
+
+def _in_frame(image: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
+    plane = torch.from_numpy(image.reshape(1, -1, frame.side, frame.side))
+    shown: NDArray[np.float32] = frame.shown(plane)[0].numpy()
+    return shown
 
 
 def middle_slice(case: Stored, axis: int) -> int:
