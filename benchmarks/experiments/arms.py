@@ -124,13 +124,13 @@ def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
 
 
 def rows_of(
-    plan: Mapping[str, Any], setting: str, runs: Sequence[Sequence[ScoreRow]]
+    plan: Mapping[str, Any], setting: str, runs: Mapping[int, Sequence[ScoreRow]]
 ) -> list[dict[str, Any]]:
     """Return result rows of one setting: means over cases of the mean over seeds, and the spread of seeds."""
     name, _ = settings(plan)[setting]
-    each = [{(s.cls, s.metric): s.mean for s in summarize(r) if s.site == "all"} for r in runs]
+    each = [{(s.cls, s.metric): s.mean for s in summarize(r) if s.site == "all"} for r in runs.values()]
     out = []
-    for row in summarize(over_seeds(runs)):
+    for row in summarize(over_seeds(list(runs.values()))):
         if row.site != "all" or row.mean is None:
             continue
         means = [m for e in each if (m := e.get((row.cls, row.metric))) is not None]
@@ -147,7 +147,7 @@ def rows_of(
                 "high": row.high,
                 "n": row.n_cases,
                 "patients": row.n_patients,
-                "seeds": list(plan["seeds"])[: len(runs)],
+                "seeds": list(runs),
                 "sd_of_seeds": statistics.stdev(means) if len(means) > 1 else None,
             }
         )
@@ -155,42 +155,51 @@ def rows_of(
 
 
 def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
-    """Write result.json and figure.svg of every arm whose seeds and folds are all scored."""
-    scores: dict[str, list[list[ScoreRow]]] = {}
-    minutes: dict[str, list[float]] = {}
+    """Write result.json and figure.svg of the seeds of every arm that are scored on all folds.
+
+    Two arms are compared on the seeds that both have.
+    """
+    scores: dict[str, dict[int, list[ScoreRow]]] = {}
+    minutes: dict[str, dict[int, float]] = {}
     for setting, (name, kind) in settings(plan).items():
-        seeds = [list(runs_of(plan, workspace, name, s)) for s in plan["seeds"]]
-        files = [[predictions(plan, r, kind) / "scores" / "scores.csv" for r in runs] for runs in seeds]
-        if all(f.exists() for same in files for f in same):
-            scores[setting] = [[row for f in same for row in read_csv(f)] for same in files]
-            minutes[name] = [
-                round(sum(read_json(r / "stage.json")["recorded"]["minutes"] for r in runs), 2)
-                for runs in seeds
-            ]
+        for seed in plan["seeds"]:
+            runs = list(runs_of(plan, workspace, name, seed))
+            files = [predictions(plan, r, kind) / "scores" / "scores.csv" for r in runs]
+            if all(f.exists() for f in files):
+                scores.setdefault(setting, {})[seed] = [row for f in files for row in read_csv(f)]
+                minutes.setdefault(name, {})[seed] = round(
+                    sum(read_json(r / "stage.json")["recorded"]["minutes"] for r in runs), 2
+                )
     if not scores:
-        sys.exit(f"{workspace}: no arm is scored for all of the seeds {plan['seeds']}")
-    missing = [n for n in settings(plan) if n not in scores]
-    mean = {name: over_seeds(runs) for name, runs in scores.items()}
+        sys.exit(f"{workspace}: no arm is scored for any of the seeds {plan['seeds']}")
+    missing = [f"{n}, seed {s}" for n in settings(plan) for s in plan["seeds"] if s not in scores.get(n, {})]
     every = [(named(a, k), named(b, k)) for a, b in plan.get("pairs", {}).items() for k in checkpoints(plan)]
-    pairs = [(a, b) for a, b in every if a in mean and b in mean]
-    first, _ = settings(plan)[next(iter(scores))]
-    stage = read_json(next(iter(runs_of(plan, workspace, first, plan["seeds"][0]))) / "stage.json")
+    pairs = [
+        (a, b, both) for a, b in every if (both := [s for s in scores.get(a, {}) if s in scores.get(b, {})])
+    ]
+    first = next(iter(scores))
+    started = runs_of(plan, workspace, settings(plan)[first][0], next(iter(scores[first])))
+    stage = read_json(next(iter(started)) / "stage.json")
     result = {
         "command": f"python benchmarks/experiments/arms.py {folder.name}",
         "seed": list(plan["seeds"]),
         "versions": {p: version(p) for p in PACKAGES},
         "machine": stage["recorded"]["machine"],
-        "minutes": minutes,
+        "minutes": {name: list(each.values()) for name, each in minutes.items()},
         "not_run": missing,
         "rows": [row for name, runs in scores.items() for row in rows_of(plan, name, runs)],
         "pairs": [
-            {"setting": a, "against": b, **row._asdict()}
-            for a, b in pairs
-            for row in paired(mean[b], mean[a], intersect=True)
+            {"setting": a, "against": b, "seeds": both, **row._asdict()}
+            for a, b, both in pairs
+            for row in paired(
+                over_seeds([scores[b][s] for s in both]),
+                over_seeds([scores[a][s] for s in both]),
+                intersect=True,
+            )
         ],
     }
     write_json(folder / "result.json", result)
-    dots = [(name, dice_of(rows)) for name, rows in mean.items()]
+    dots = [(name, dice_of(over_seeds(list(runs.values())))) for name, runs in scores.items()]
     write_text(
         folder / "figure.svg",
         standalone(str(strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1)))),
