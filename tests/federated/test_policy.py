@@ -84,7 +84,12 @@ def test_a_round_too_many_is_refused():
     ("leaves", "kind"),
     [("weights", {"arrays": SENT.arrays}), ("losses", {"metrics": {"loss": 0.1}})]
     + [("scores", {"metrics": {"dice": 0.1}}), ("scores", {"metrics": {"dice.liver": 0.1}})]
-    + [("counts", {"metrics": {name: 1.0}}) for name in METRICS if name not in ("loss", "dice")],
+    + [("audits", {"metrics": {name: 1.0}}) for name in METRICS if name.startswith("audit.")]
+    + [
+        ("counts", {"metrics": {name: 1.0}})
+        for name in METRICS
+        if name not in ("loss", "dice") and not name.startswith("audit.")
+    ],
     ids=lambda x: x if isinstance(x, str) else next(iter(next(iter(x.values())))),
 )
 def test_each_kind_may_be_kept_at_the_site(leaves, kind):

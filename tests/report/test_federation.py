@@ -181,3 +181,30 @@ def test_the_whole_page_escapes_sites_and_hides_folders(tmp_path):
 )
 def test_bytes_for_people(n, text):
     assert megabytes(n) == text
+
+
+SUSPECT = "pulls against the others (cosine -0.35, theirs 0.50): its labels may be wrong"
+
+
+def test_a_site_that_pulls_against_the_others_is_named_with_its_last_round(tmp_path):
+    agreed = {"north": [0.5, 1.0], "south": [-0.35, 1.2]}
+    lines = [line(n, agreement=agreed, suspects={"south": SUSPECT} if n > 1 else {}) for n in (1, 2, 3)]
+    found = federated(written(tmp_path / "run", lines))
+    assert [(s.name, s.points[-1]) for s in found.agreement] == [
+        ("north", (3.0, 0.5)),
+        ("south", (3.0, -0.35)),
+    ]
+    (said,) = [c for c in found.caveats if "south" in c and "Look at" in c]
+    assert "in round 3 it pulls against the others (cosine -0.35" in said and "named in 2 rounds" in said
+    before = federated(written(tmp_path / "before", [line(1)]))
+    assert before.agreement == () and not [c for c in before.caveats if "Look at" in c]
+
+
+def test_sections_that_a_federated_run_cannot_have_are_left_out(tmp_path):
+    found = federated(written(tmp_path / "run", [line(n) for n in (1, 2)]))
+    head = Headline("d", "m", "n", "s")
+    page, plain = (render(ReportContent(headline=head, unit="mm", federation=f)) for f in (found, None))
+    for section in ("learning", "distributions", "cases", "excluded"):
+        assert f'id="{section}"' not in page and f'href="#{section}"' not in page
+        assert f'id="{section}"' in plain
+    assert 'id="federation"' in page and 'id="scores"' in page

@@ -121,3 +121,12 @@ def test_interval_orders_its_marks():
     middle = float(re.search(r'cx="([\d.]+)"', svg)[1])
     assert low < middle < high and middle == 60 == (low + high) / 2  # half of 120
     assert interval(None, None, None, limits=(0, 1)) == ""
+
+
+def test_there_is_no_half_round():
+    two = [Series("a", ((0.0, 1.0), (2.0, 2.0)))]
+    plain, whole = (
+        str(lines(two, x_axis="Round", y_axis="Dice", limits=(0.0, 1.0), whole=w)) for w in (False, True)
+    )
+    assert ">1.5<" in plain and ">1.5<" not in whole
+    assert all(f">{n}<" in whole for n in (0, 1, 2))
