@@ -18,6 +18,8 @@ SCALE = 20.0
 """Factor of the cosine."""
 COVERED = 0.95
 """A window gives a prototype of the class that covers more of it than this."""
+_ABSENT = -1e4
+"""Score of a prototype that does not exist: so far below the others that its weight is exactly zero."""
 _NORM = 1e-4
 """Smallest norm that a vector is divided by."""
 _MEAN = 1e-5
@@ -141,18 +143,16 @@ def scores(
         (Q, n, h, w).
     """
     size = features.shape[2:]
-    query = unit(features, 1).flatten(2).transpose(1, 2)  # (Q, h w, D)
+    query = SCALE * unit(features, 1).flatten(2).transpose(1, 2)  # (Q, h w, D)
     where = None if coordinates is None or not position_weight else coordinates.flatten(2).transpose(1, 2)
     out = []
     for vectors, valid, places, index in zip(bank.vectors, bank.valid, bank.places, chosen, strict=True):
         safe = index.clamp(min=0)
         there = (valid[safe] & (index >= 0).unsqueeze(2)).flatten(1)  # (Q, k M)
-        s = SCALE * query @ vectors[safe].flatten(1, 2).transpose(1, 2)  # (Q, h w, k M)
+        far = torch.zeros_like(there, dtype=query.dtype).masked_fill(~there, _ABSENT).unsqueeze(1)
+        s = torch.baddbmm(far, query, vectors[safe].flatten(1, 2).transpose(1, 2))  # (Q, h w, k M)
         if where is not None:
             s = s - position_weight * torch.cdist(where, places[safe].flatten(1, 2)).square()
-        s = s.masked_fill(~there.unsqueeze(1), -torch.inf)
-        none = ~there.any(1)[:, None, None]
-        weights = s.masked_fill(none, 0.0).softmax(dim=2)
-        mean = (weights * s.masked_fill(~there.unsqueeze(1), 0.0)).sum(2)
-        out.append(mean.masked_fill(none[:, 0], -SCALE))
+        mean = (s.softmax(dim=2) * s).sum(2)
+        out.append(mean.masked_fill(~there.any(1, keepdim=True), -SCALE))
     return torch.stack(out, dim=1).reshape(len(features), len(out), *size)
