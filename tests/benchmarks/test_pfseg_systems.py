@@ -54,6 +54,8 @@ def test_every_arm_command_and_pair_is_valid(name, systems):
     folds = parsed("plan", ["DATA", *systems.options(plan["plan"])])["folds"]
     rows = (EXPERIMENTS / name / "split.csv").read_text().splitlines()
     assert folds <= sum(r.endswith(",train") for r in rows)
+    total = np.prod(plan["grid"]["strides"], axis=0)
+    assert all((np.array(edit["patch"]) % total == 0).all() for edit in plan["workspaces"].values())
     for one, others in plan["pairs"].items():
         assert {one, *others} <= set(configs)
     told = {**plan["bench"], "with": ["RUN"], "second": "RUN"}
