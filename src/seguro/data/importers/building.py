@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from seguro.core.errors import DataError
 from seguro.core.files import write_json
+from seguro.data.formats import split_name
 
 NIFTI = (".nii", ".nii.gz")
 AS_STORED = "nonorm"
@@ -78,6 +79,32 @@ def files_below(source: Path, suffixes: tuple[str, ...]) -> list[Path]:
     if not found:
         raise DataError(f"{source}: no {', '.join(suffixes)} files in it; expected images and labels")
     return found
+
+
+def images_and_labels(
+    source: Path, *, folder: str, suffix: re.Pattern[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the NIfTI images and the labels in `source` by the name that they have in common.
+
+    Args:
+        source: searched with its folders.
+        folder: regular expression that is found in the path of labels alone.
+        suffix: of the names of labels, if they have one; the images' names are without it.
+
+    Raises:
+        DataError: no such folder or file, or two images, or labels, of one name.
+    """
+    images: dict[str, Path] = {}
+    labels: dict[str, Path] = {}
+    for path in files_below(source, NIFTI):
+        stem = split_name(path)[0]
+        is_label = says(path, source, folder) or suffix.search(stem) is not None
+        name = suffix.sub("", stem) if is_label else stem
+        known = labels if is_label else images
+        if name in known:
+            raise DataError(f"{path} and {known[name]}: two {'labels' if is_label else 'images'} of {name}")
+        known[name] = path
+    return images, labels
 
 
 def says(path: Path, source: Path, words: str) -> bool:

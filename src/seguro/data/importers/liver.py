@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from seguro.core.errors import DataError
-from seguro.data.formats import read_image, read_label, split_name, write_label, write_scores
+from seguro.data.formats import read_image, read_label, write_label, write_scores
 from seguro.data.importers import Imported
-from seguro.data.importers.building import AS_STORED, NIFTI, describe, files_below, says, whole
+from seguro.data.importers.building import AS_STORED, describe, images_and_labels, whole
 from seguro.data.importers.division import divide
 from seguro.data.importers.pfseg_grid import published
 from seguro.data.phantom import write_nifti
@@ -77,16 +77,7 @@ def bring(
 
 def _pairs(source: Path) -> dict[str, tuple[Path, Path]]:
     """Return image and label of every case, sorted by id."""
-    images: dict[str, Path] = {}
-    labels: dict[str, Path] = {}
-    for path in files_below(source, NIFTI):
-        stem = split_name(path)[0]
-        is_label = says(path, source, _LABEL_FOLDER) or _SUFFIX.search(stem) is not None
-        name = _SUFFIX.sub("", stem) if is_label else stem
-        known = labels if is_label else images
-        if name in known:
-            raise DataError(f"{path} and {known[name]}: two {'labels' if is_label else 'images'} of {name}")
-        known[name] = path
+    images, labels = images_and_labels(source, folder=_LABEL_FOLDER, suffix=_SUFFIX)
     lacking = sorted(set(images) ^ set(labels))
     if lacking:
         what = "label" if lacking[0] in images else "image"

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from seguro.core.errors import DataError
 from seguro.core.files import write_text
-from seguro.data.formats import read_image, read_label, split_name, write_label, write_scores
+from seguro.data.formats import read_image, read_label, write_label, write_scores
 from seguro.data.importers import Imported
-from seguro.data.importers.building import AS_STORED, NIFTI, describe, files_below, says, unit_range, whole
+from seguro.data.importers.building import AS_STORED, describe, images_and_labels, says, unit_range, whole
 
 _BOTH = {
     "cerebral white matter": (45, 44),
@@ -101,16 +101,7 @@ def bring(source: Path, out: Path | None = None, *, min_max: bool = False) -> Im
 
 
 def _pairs(source: Path) -> list[_Pair]:
-    images: dict[str, Path] = {}
-    labels: dict[str, Path] = {}
-    for path in files_below(source, NIFTI):
-        stem = split_name(path)[0]
-        is_label = says(path, source, _LABEL_FOLDER) or _SUFFIX.search(stem) is not None
-        name = _SUFFIX.sub("", stem) if is_label else stem
-        known = labels if is_label else images
-        if name in known:
-            raise DataError(f"{path} and {known[name]}: two {'labels' if is_label else 'images'} of {name}")
-        known[name] = path
+    images, labels = images_and_labels(source, folder=_LABEL_FOLDER, suffix=_SUFFIX)
     for what, lacking in (
         ("label", sorted(set(images) - set(labels))),
         ("image", sorted(set(labels) - set(images))),
