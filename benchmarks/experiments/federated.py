@@ -7,7 +7,8 @@ and `--rehearse` runs everything at the size under `rehearsal` and writes the re
 
 experiment.yaml: `data` (an MSD folder under the data root), `test_every` (blocks of so many cases, by id, go
 to the sites in turn; the last of each block is a test case), `worlds` (name: sites), `preset`, `batch`,
-`rounds`, `updates`, `seeds`, `metrics`, `arms` and `pairs` (what is compared with what, per site too). A site
+`rounds`, `updates`, `seeds`, `metrics`, `cases` (only so many, by id), `memory` (GiB of a training step, which
+decides the patch), `arms` and `pairs` (what is compared with what, per site too). A site
 is `{}` or has one of
   contrast: {invert, gamma}  every image x, scaled to 0..1 by its own range, becomes (1 - x)^gamma or x^gamma,
                              scaled back; its test images too
@@ -155,6 +156,7 @@ def perform(plan: Mapping[str, Any], name: str, workspace: Path, seed: int, thre
     else:
         updates = arm.get("updates", plan["rounds"] * plan["updates"])
         fixed = ["--preset", plan["preset"], "--batch", plan["batch"], "--updates", updates]
+        fixed += ["--memory", plan["memory"]] if "memory" in plan else []
         seguro(
             "train", workspace, "--method", arm["method"], *fixed,
             "--seed", seed, "--name", run.name, "--threads", threads,
@@ -175,6 +177,7 @@ def federate(plan: Mapping[str, Any], arm: Mapping[str, Any], workspace: Path, r
         batch=plan["batch"],
         seed=seed,
         strategy=arm.get("strategy", {}),
+        plan={"memory_gib": plan["memory"]} if "memory" in plan else {},
         name=run.name,
     )
     sites = api.sites_of([workspace], run, options, say=print)
