@@ -7,8 +7,8 @@ and `--rehearse` runs everything at the size under `rehearsal` and writes the re
 
 experiment.yaml: `data` (an MSD folder under the data root), `test_every` (blocks of so many cases, by id, go
 to the sites in turn; the last of each block is a test case), `worlds` (name: sites), `preset`, `batch`,
-`rounds`, `updates`, `seeds`, `metrics`, `cases` (only so many, by id), `memory` (GiB of a training step, which
-decides the patch), `arms` and `pairs` (what is compared with what, per site too). A site
+`rounds`, `updates`, `seeds`, `metrics`, `cases` (only so many, by id), `memory` (GiB of a training step,
+which decides the patch), `arms` and `pairs` (what is compared with what, per site too). A site
 is `{}` or has one of
   contrast: {invert, gamma}  every image x, scaled to 0..1 by its own range, becomes (1 - x)^gamma or x^gamma,
                              scaled back; its test images too
