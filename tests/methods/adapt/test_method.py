@@ -166,7 +166,7 @@ def test_the_encoder_sees_the_view_and_paints_the_image(sites, drawn):
 
 
 def test_three_predictions_differ_and_the_ensemble_is_as_stated(sites, tmp_path):
-    method, _ = trained(sites, tmp_path, target_branch="own")
+    method, _ = trained(sites, tmp_path, target_branch="own", prediction="ensemble")
     predictor = method.predictor(method.modules).eval()
     x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     intra, inter, both = (predictor.logits(x, way) for way in ("intra", "inter", "ensemble"))

@@ -145,6 +145,7 @@ _OURS: dict[str, Any] = {
     "clip": 12.0,
     "p_foreground": 0.5,
     "view": VIEW.model_dump(),
+    "prediction": "inter",
 }
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
