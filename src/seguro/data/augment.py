@@ -7,6 +7,7 @@ there is image to read. Rotations are in physical space: an anisotropic voxel is
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,7 +103,7 @@ def draw(
     if rng.random() < how.p_spatial:
         spatial = _draw_spatial(rng, how, spacing, patch)
     flips = tuple(a for a in mirror if rng.random() < 0.5) if how.mirror else ()
-    intensity: dict[str, float | None] = {}
+    intensity: dict[str, Any] = {}
     for name, low, high in (
         ("brightness", -how.brightness, how.brightness),
         ("contrast", *how.contrast),
@@ -266,4 +267,4 @@ def _bent(channel: NDArray[np.float32], curve: tuple[float, ...]) -> NDArray[np.
     low, high = float(channel.min()), float(channel.max())
     bent = np.interp(channel, np.linspace(low, high, len(curve)), curve)
     scale = float(channel.std()) / max(float(bent.std()), 1e-6)
-    return ((bent - bent.mean()) * scale + channel.mean()).astype(np.float32)
+    return np.asarray((bent - bent.mean()) * scale + channel.mean(), np.float32)
