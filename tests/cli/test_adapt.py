@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import subprocess
+import sys
+
 import pytest
 
 from seguro.cli import adapt as command
 from seguro.core.errors import ConfigError
 from seguro.core.files import write_json
+from seguro.data import phantom
 
 
 def start(folder, method):
@@ -42,3 +48,40 @@ def test_a_stage_may_be_named(called, tmp_path):
 def test_other_stages_and_starts_are_refused(stage, method, tmp_path):
     with pytest.raises(ConfigError, match=r"expected source, adapt or auto|made by method supervised"):
         command.stage_of(stage, start(tmp_path / "r", method))
+
+
+@pytest.mark.slow
+def test_a_tiny_pipeline_takes_minutes_and_little_memory(tmp_path):
+    """Check 29: three sites, both phases, synthetic volumes and a prediction in 5 minutes and 3 GB.
+
+    Counted are processor seconds, which other work on the machine changes least; half of two cores' five
+    minutes are allowed.
+    """
+    data = phantom.write_msd(
+        tmp_path / "data", n_labelled=12, n_test=2, shape=(6, 24, 28), sites=3, jitter=2, seed=2
+    )
+    work = tmp_path / "w"
+    common = ["--out", work, "--preset", "tiny", "--batch", 4, "--validations", 1, "--threads", 1]
+    runs = work / "runs"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seguro("train", data, "--method", "factory", "--dims", 2, "--updates", 20, "--name", "factory", *common)
+    start = ["adapt", data, "--from", runs / "factory", "--source", "site1"]
+    seguro(*start, "--updates", 20, "--name", "source", *common)
+    made = ["--domain", "site1", "--volumes", 2, "--steps", 3, "--beside", data, "--out", tmp_path / "both"]
+    seguro("generate", runs / "source", *made)
+    both = ["--out", tmp_path / "v", *common[2:]]
+    adapts = ["adapt", tmp_path / "both", "--from", runs / "source", "--source", "site1", "--target", "site2"]
+    seguro(*adapts, "--updates", 20, "--name", "adapted", *both)
+    seguro("predict", tmp_path / "v" / "runs" / "adapted", data / "imagesTs", "--out", tmp_path / "p")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert sum(getattr(after, t) - getattr(before, t) for t in ("ru_utime", "ru_stime")) < 300
+    assert after.ru_maxrss < 3e6  # kB
+    assert {p.name for p in (tmp_path / "p").glob("case_*.nii.gz")} == {"case_012.nii.gz", "case_013.nii.gz"}
+
+
+def seguro(*arguments: object) -> None:
+    """Run one command in a process of one thread."""
+    command = [sys.executable, "-m", "seguro", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-2000:]
