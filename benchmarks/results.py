@@ -19,6 +19,19 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
+def cost(result: dict[str, Any]) -> str:
+    """Return what the trainings of an experiment took."""
+    if isinstance(result.get("minutes"), dict):
+        minutes = [m for of_setting in result["minutes"].values() for m in of_setting]
+        return f"{len(minutes)} trainings in {sum(minutes):.0f} min"
+    trainings = result.get("training") or [
+        {"updates": u, "minutes": m, "threads": result["threads"]}
+        for u, m in zip(result["updates"], result["minutes"], strict=True)
+    ]
+    each = ", ".join(f"{t['updates']} updates in {t['minutes']:.0f} min" for t in trainings)
+    return f"{each}, {trainings[0]['threads']} thread(s)"
+
+
 def experiment(path: Path) -> list[str]:
     """Return one experiment's part: its README's first paragraph, the table, the figure, the command."""
     result: dict[str, Any] = read_json(path)
@@ -41,13 +54,8 @@ def experiment(path: Path) -> list[str]:
             )
         n = next((r["n"] for r in kept if (r["setting"], r["class"]) == (setting, cls)), "")
         lines.append(f"| {setting} | {cls} | {n} | " + " | ".join(cells) + " |")
-    trainings = result.get("training") or [
-        {"updates": u, "minutes": m, "threads": result["threads"]}
-        for u, m in zip(result["updates"], result["minutes"], strict=True)
-    ]
-    cost = ", ".join(f"{t['updates']} updates in {t['minutes']:.0f} min" for t in trainings)
     where = f"../benchmarks/experiments/{path.parent.name}"
-    lines += ["", f"{cost}, {trainings[0]['threads']} thread(s). Again: `{result['command']}`", ""]
+    lines += ["", f"{cost(result)}. Again: `{result['command']}`", ""]
     return [*lines, f"![Dice of every case]({where}/figure.svg)", ""]
 
 

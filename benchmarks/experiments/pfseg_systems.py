@@ -157,7 +157,6 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
         "machine": machine,
         "minutes": minutes,
         "updates": updates,
-        "training": [_total(updates, minutes, plan["train"]["threads"])],
         "not_run": missing,
         "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs, seeds[arm])],
         "pairs": [
@@ -178,16 +177,12 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 
 
-def _total(updates: Mapping[str, list[int]], minutes: Mapping[str, list[float]], threads: int) -> Any:
-    """Return what all trainings took together."""
-    n, time = (sum(v for of_arm in each.values() for v in of_arm) for each in (updates, minutes))
-    return {"updates": n, "minutes": round(time, 2), "threads": threads}
-
-
 def _rows(
     plan: Mapping[str, Any], arm: str, runs: Sequence[Sequence[ScoreRow]], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    return rows_of({**plan, "arms": {arm: train_options(plan, arm)}, "seeds": seeds}, arm, runs)
+    return rows_of(
+        {**plan, "arms": {arm: train_options(plan, arm)}}, arm, dict(zip(seeds, runs, strict=True))
+    )
 
 
 def main() -> int:
