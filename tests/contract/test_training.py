@@ -19,8 +19,8 @@ from seguro.engine.signals import Stopped
 from seguro.methods import TABLE, get
 from seguro.methods.contract import Method
 
-RANKS_AGREE = 1e-8
-"""Relative to the largest weight, in double precision, where sums in another order differ by some 1e-9."""
+RANKS_AGREE = 1e-9
+"""Relative to the largest weight, in double precision."""
 
 
 def weights(loop) -> dict[str, torch.Tensor]:

@@ -72,7 +72,7 @@ def test_dice_of_a_batch_is_of_all_its_pixels_together():
 def test_two_ranks_have_the_gradient_of_the_joined_batch():
     rng = torch.Generator().manual_seed(0)
     label, known = torch.randint(0, 2, (4, 3, 3), generator=rng, dtype=torch.uint8), torch.ones(4, 1)
-    logits = torch.randn(4, 2, 3, 3, generator=rng, requires_grad=True)
+    logits = torch.randn(4, 2, 3, 3, generator=rng, dtype=torch.float64, requires_grad=True)
     joined = batch_dice(logits, label, known, TWO, torch.Tensor.detach)
     (expected,) = torch.autograd.grad(joined, logits)
     halves = [slice(0, 2), slice(2, 4)]
@@ -83,8 +83,8 @@ def test_two_ranks_have_the_gradient_of_the_joined_batch():
     losses = []
     for half in halves:
         means = iter(shared)
-        losses.append(batch_dice(logits[half], label[half], known[half], TWO, lambda _, m=means: next(m)))
+        losses.append(batch_dice(logits[half], label[half], known[half], TWO, lambda _, m=means: next(m), 2))
     (found,) = torch.autograd.grad((losses[0] + losses[1]) / 2, logits)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
     for loss in losses:
-        torch.testing.assert_close(loss.detach(), joined.detach(), atol=1e-4, rtol=0)
+        torch.testing.assert_close(loss.detach(), joined.detach(), atol=1e-12, rtol=0)

@@ -196,7 +196,8 @@ class Adapt:
         """Return weighted cross entropy plus Dice of the rows of `domain`; unlabelled ones count as 0."""
         rows = batch.domain == domain
         args = (logits.float(), batch.label[rows], batch.annotated[rows], self.plan.classes)
-        dice = batch_dice(*args, run.mean) if self.config.dice == "batch" else soft_dice(*args)
+        whole = self.config.dice == "batch"
+        dice = batch_dice(*args, run.mean, run.world) if whole else soft_dice(*args)
         return self.config.mask * (cross_entropy(*args) + dice)
 
     def _image_loss(self, painted: Tensor, image: Tensor) -> Tensor:

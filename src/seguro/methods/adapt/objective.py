@@ -55,7 +55,12 @@ def dissimilarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def batch_dice(
-    logits: Tensor, label: Tensor, annotated: Tensor, classes: Classes, mean: Callable[[Tensor], Tensor]
+    logits: Tensor,
+    label: Tensor,
+    annotated: Tensor,
+    classes: Classes,
+    mean: Callable[[Tensor], Tensor],
+    world: int = 1,
 ) -> Tensor:
     """Return 1 - soft Dice of the batch of all ranks together, averaged over classes, a scalar.
 
@@ -68,6 +73,7 @@ def batch_dice(
         annotated: (N, foreground) 1 where the class was looked for in the sample's case.
         classes: the task.
         mean: over ranks, detached.
+        world: how many ranks there are.
     """
     known = annotated_mask(annotated, classes).reshape(len(label), -1, *[1] * (label.ndim - 1))
     valid = (label != IGNORE).unsqueeze(1)
@@ -75,7 +81,8 @@ def batch_dice(
     p = probabilities(logits, classes) * known * valid
     dims = (0, *range(2, p.ndim))
     overlap, total = 2 * (p * target).sum(dims), p.sum(dims) + target.sum(dims)
-    top, bottom = mean(overlap) + SMOOTH, mean(total) + SMOOTH
+    smooth = SMOOTH / world  # beside means, what SMOOTH is beside sums
+    top, bottom = mean(overlap) + smooth, mean(total) + smooth
     of_rank = (overlap - overlap.detach()) / bottom - (total - total.detach()) * top / bottom**2
     return (1 - top / bottom - of_rank).mean()
 
