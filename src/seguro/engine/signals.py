@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,20 +18,27 @@ class Stopped(SeguroError):
 
 
 @contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Turn SIGTERM and the first Ctrl-C into `stop`; the second stops now. No effect off the main thread."""
+def answered(ask: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have `ask` answer SIGTERM and Ctrl-C. No effect off the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
     before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
+
+
+@contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Turn SIGTERM and the first Ctrl-C into `stop`; the second stops now. No effect off the main thread."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    with answered(ask):
+        yield

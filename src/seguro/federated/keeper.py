@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol
+
+from seguro.engine.signals import answered
 
 EVERY_S = 30.0
 """A simulation loses at most so many seconds of rounds when it is killed, and the round that it was in."""
@@ -68,9 +68,6 @@ class Keeper:
 
         The second of them ends at once. No effect off the main thread.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
         def ask(number: int, frame: FrameType | None) -> None:
             if self.stopping or not self.behind:
@@ -78,9 +75,5 @@ class Keeper:
             self.stopping = True
             say("stops after this round; once more stops now, and rounds that are not saved are done again")
 
-        before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with answered(ask):
             yield
-        finally:
-            for s, handler in before.items():
-                signal.signal(s, handler)
