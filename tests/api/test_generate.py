@@ -12,6 +12,7 @@ import torch
 
 from seguro import api
 from seguro.api.generate import FACTS, _sides, foreseen, generate
+from seguro.api.made import AUDIT, START_AUDIT
 from seguro.cli.adapt import stage_of
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, write_json
@@ -139,6 +140,26 @@ def test_the_audit_is_made_in_the_workspace_and_else_nothing_is_releasable(pipel
     shutil.copytree(pipeline.source / "model", tmp_path / "bare")
     bare = generate(tmp_path / "bare", "site1", 1, tmp_path / "out", steps=STEPS)
     assert not bare.releasable and "does not lie in its workspace" in bare.reason
+
+
+@pytest.mark.parametrize("failed", [None, "site2"])
+def test_a_generator_of_a_federation_is_released_by_the_audit_of_its_sites(pipeline, tmp_path, failed):
+    """Its other sites' cases are not here, so that no audit can be made beside it."""
+    federation = tmp_path / "federation" / "run"
+    shutil.copytree(pipeline.factory / "model", federation / "model")
+    domains = {s: {"passed": s != failed} for s in ("site1", "site2", "site3")}
+    write_json(federation / AUDIT, {"releasable": failed is None, "domains": domains})
+    name = f"from-{failed}"
+    settings = {"stage": "source", "source": "site1", "branch_norm": "group"}
+    (pipeline.workspace / "runs" / "factory").rename(tmp_path / "away")
+    try:
+        source = train(pipeline.data, pipeline.workspace, name, "adapt", init=federation, settings=settings)
+        made = generate(source, "site1", 1, tmp_path / "out", steps=STEPS)
+    finally:
+        (tmp_path / "away").rename(pipeline.workspace / "runs" / "factory")
+    assert made.releasable == (failed is None)
+    assert (failed or "passed") in made.reason
+    assert read_json(source / "stage.json")["outputs"][START_AUDIT]
 
 
 def test_a_case_that_only_the_factory_saw_is_not_held_out(pipeline, tmp_path):

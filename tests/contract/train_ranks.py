@@ -1,4 +1,4 @@
-"""Run under torchrun by test_training: trains METHOD on WORKSPACE in OUT: two updates, resumed for two.
+"""Run under torchrun by test_training: OUT METHOD=WORKSPACE ...: two updates of each, resumed for two.
 
 In double precision: Adam divides small gradients by their own size, so that in single precision the rounding
 of another order of sums may not be told from a fault.
@@ -92,5 +92,8 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
 
 
 if __name__ == "__main__":
-    for until in (2, 4):
-        main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), until)
+    for asked in sys.argv[2:]:
+        name, _, workspace = asked.partition("=")
+        sys.stderr.write(f"{name}\n")  # whose error follows
+        for until in (2, 4):
+            main(name, Path(workspace), Path(sys.argv[1]) / name, until)

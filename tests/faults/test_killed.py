@@ -77,56 +77,62 @@ def test_killed_in_training_and_started_again(short, tmp_path):
     assert outputs(tmp_path / "killed") == expected
 
 
-@pytest.mark.xdist_group("killed")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(short, tmp_path, number):
-    data, expected = short
-    process = start(data, tmp_path / "stopped", QUICK)
-    log = tmp_path / "stopped" / "runs" / "r" / "log.jsonl"
-    wait_for(process, log, '"update": 3')
+def stopped(data: Path, out: Path, number: int, update: int) -> Path:
+    """Stop a short arrow with a signal once it has reached `update`, and return its run's folder."""
+    process = start(data, out, QUICK)
+    run = out / "runs" / "r"
+    wait_for(process, run / "log.jsonl", f'"update": {update}')
     os.kill(process.pid, number)
     assert process.wait(timeout=60) == 130
-    saved = list((log.parent / "checkpoints").glob("*.json"))
-    assert saved and "saved; run the same command again" in (tmp_path / "stopped.log").read_text().replace(
-        "\n", " "
-    )
+    said = (out.parent / f"{out.name}.log").read_text().replace("\n", " ")
+    assert list((run / "checkpoints").glob("*.json")) and "saved; run the same command again" in said
+    return run
+
+
+@pytest.mark.xdist_group("killed")
+def test_interrupted_it_saves_and_the_same_command_goes_on(short, tmp_path):
+    data, expected = short
+    stopped(data, tmp_path / "stopped", signal.SIGINT, 3)
     finish(data, tmp_path / "stopped", QUICK)
     assert outputs(tmp_path / "stopped") == expected
 
 
 @pytest.mark.xdist_group("killed")
-def test_a_damaged_checkpoint_is_named_and_the_one_before_used(short, tmp_path):
+def test_terminated_it_saves_and_a_damaged_checkpoint_is_named_and_the_one_before_used(short, tmp_path):
     data, expected = short
-    process = start(data, tmp_path / "damaged", QUICK)
-    run = tmp_path / "damaged" / "runs" / "r"
-    wait_for(process, run / "log.jsonl", '"update": 20')  # the checkpoint of update 15 lies before
-    os.kill(process.pid, signal.SIGTERM)
-    process.wait(timeout=60)
+    out = tmp_path / "damaged"
+    run = stopped(data, out, signal.SIGTERM, 20)  # the checkpoint of update 15 lies before
     newest = sorted((run / "checkpoints").glob("*.safetensors"))[-1]
     newest.write_bytes(newest.read_bytes()[:-5])
-    finish(data, tmp_path / "damaged", QUICK)
+    finish(data, out, QUICK)
     text = (tmp_path / "damaged.log").read_text().replace("\n", "")
     assert newest.name in text and "going back to the one before" in text
-    assert outputs(tmp_path / "damaged") == expected
+    assert outputs(out) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("half", [0, 1])
 def test_killed_at_ten_random_moments(tmp_path, half):
-    """Five in each half of the test, so that two processes share it."""
+    """Five in each half of the test, so that two processes share it: one arrow, killed again and again."""
     data = data_in(tmp_path)
     begin = time.monotonic()
     finish(data, tmp_path / "whole", LONG)
     duration = time.monotonic() - begin
     expected = outputs(tmp_path / "whole")
-    moments = random.Random(half)
-    for i in range(KILLS):
-        out = tmp_path / f"killed{i}"
+    begin = time.monotonic()
+    finish(data, tmp_path / "whole", LONG)
+    nothing_to_do = time.monotonic() - begin
+    rng = random.Random(half)
+    moments = sorted(rng.uniform(0.05, 0.95) * duration for _ in range(KILLS))
+    out, reached, killed = tmp_path / "killed", 0.0, []
+    for moment in moments:
         process = start(data, out, LONG)
-        moment = moments.uniform(0.05, 0.95) * duration
-        time.sleep(moment)
+        time.sleep(moment - reached + (nothing_to_do if killed else 0))
+        reached = moment
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            killed.append(round(moment, 1))
         process.wait()
-        finish(data, out, LONG)
-        assert outputs(out) == expected, f"killed after {moment:.1f} of {duration:.1f} s"
+    assert len(killed) >= KILLS - 1, (duration, moments)
+    finish(data, out, LONG)
+    assert outputs(out) == expected, f"killed after {killed} of {duration:.1f} s"

@@ -13,7 +13,7 @@ import numpy as np
 
 from seguro.api.workspace import Say, manifest_of, quiet, workspace_of
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_json, write_json, write_text
+from seguro.core.files import read_json, read_object, write_json, write_text
 from seguro.core.types import Classes, Manifest
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ def generate(
 
     The run is one of method adapt that segments the domain: stage source for the labelled site. The set is
     marked releasable only where the audit could be made (the run still lies in its workspace, and was
-    validated on cases of the domain) and was passed.
+    validated on cases of the domain) and was passed, or where the generator comes from a federation whose
+    sites audited it, and all passed.
 
     Args:
         run: of method adapt.
@@ -115,7 +116,9 @@ def foreseen(
     predictor: Any = model.predictor
     n, size = max((predictor.generator.z_bins - 1) * steps, 1), predictor.frame.size
     sides = _sides(run, model)
-    audited = sides if isinstance(sides, str) else f"against {len(sides[0])} training cases"
+    start = _at_the_start(run)
+    away = sides if start is None else start["reason"]
+    audited = away if isinstance(sides, str) else f"against {len(sides[0])} training cases"
     lines = [f"{n_volumes} volumes of {domain}, {n} slices of {size} pixels each", f"audit: {audited}"]
     return lines + ([] if others is None else [f"beside them {len(others.cases)} cases of {beside}"])
 
@@ -260,7 +263,7 @@ def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray)
 
     sides = _sides(run, model)
     if isinstance(sides, str):
-        return {"passed": False, "reason": sides}
+        return _at_the_start(run) or {"passed": False, "reason": sides}
     known, fresh = (_real(sides[0], frame, domain, REMEMBERED), _real(sides[1], frame, domain, AUDITED))
     if not (len(known) and len(fresh)):
         missing = "held-out" if len(known) else "training"
@@ -273,6 +276,23 @@ def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray)
         f"{AUDIT_RATIO} is needed: {verdict}"
     )
     return {**vars(done), "ratio": done.ratio, "passed": done.passed, "reason": reason}
+
+
+def _at_the_start(run: Path) -> Mapping[str, Any] | None:
+    """Return the verdict of the audit of the generator that the run began from; None where it has none."""
+    from seguro.api.made import START_AUDIT
+    from seguro.api.selection import run_of
+
+    folder = run_of(run)
+    if folder is None or not (folder / START_AUDIT).exists():
+        return None
+    facts = read_object(folder / START_AUDIT)
+    failed = [name for name, domain in facts.get("domains", {}).items() if not domain.get("passed")]
+    passed = bool(facts.get("releasable")) and not failed
+    verdict = (
+        "passed" if passed else f"not releasable, failed or not made at {', '.join(failed) or 'any site'}"
+    )
+    return {"passed": passed, "reason": f"that of the generator, at the sites that trained it: {verdict}"}
 
 
 def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | str:

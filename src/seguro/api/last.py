@@ -38,8 +38,8 @@ def last_model(run: Path) -> Path:
     kind = get(chosen.method)
     method = kind(kind.Config.model_validate(chosen.config), chosen.plan, build)
     held = LoopRun(method, Runtime("cpu"), seed=0, batch=method.needs.group, updates=1)
-    load_modules(method.modules, found.tensors, "modules.")
-    load_modules(held.averaged, found.tensors, "averaged.")
+    load_modules(method.modules, found, "modules.", run / "checkpoints")
+    load_modules(held.averaged, found, "averaged.", run / "checkpoints")
     save_model(
         run / FOLDER,
         method=chosen.method,

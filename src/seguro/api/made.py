@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seguro.core.files import write_json
+from seguro.core.files import read_object, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +23,8 @@ AUDITED = 512
 REMEMBERED = 4096
 """Training slices per domain in the audit, at most."""
 AUDIT = "audit.json"
+START_AUDIT = "start_audit.json"
+"""The audit of the generator that a run began from."""
 PREVIEWS = "previews"
 
 
@@ -84,3 +86,18 @@ def write_audit(folder: Path, facts: Mapping[str, Any]) -> Path:
     """Write the audit into a run's folder and return its path."""
     write_json(folder / AUDIT, dict(facts))
     return folder / AUDIT
+
+
+def keep_audit(start: Path, folder: Path) -> list[Path]:
+    """Copy the audit that a run's start has, its own or its start's, into the run's folder; return the copy.
+
+    The sites of a federation audit their generator together (`audit.json` beside its model); nobody else can.
+    """
+    from seguro.engine.model import model_folder
+
+    begun = model_folder(start).parent
+    for name in (AUDIT, START_AUDIT):
+        if (begun / name).exists():
+            write_json(folder / START_AUDIT, read_object(begun / name))
+            return [folder / START_AUDIT]
+    return []

@@ -201,14 +201,14 @@ def _watch(loop: Loop, job: Job) -> None:
 
 
 def _audited(job: Job, loop: Loop, modules: nn.ModuleDict) -> list[Path]:
-    """Write the audit of what a generating method makes, and return its file; none for other methods."""
-    from seguro.api.made import audited, write_audit
+    """Write the audit of what a generating method makes, or keep that of the start; return its file."""
+    from seguro.api.made import audited, keep_audit, write_audit
     from seguro.data.store import Cases
     from seguro.methods.contract import Maker
 
     method = loop.method
     if not isinstance(method, Maker):
-        return []
+        return [] if job.options.init is None else keep_audit(job.options.init, job.folder)
     held_out = Cases(job.store, job.validation, job.plan.classes, hide_labels=True)
     facts = audited(method, modules.eval(), loop.cases, held_out, seed=job.options.seed)
     loop.say(f"memorization audit: {'passed' if facts['releasable'] else 'NOT passed, do not release this'}")
@@ -245,8 +245,8 @@ def _deploy(job: Job, loop: Loop, best: Checkpoint, warnings: Sequence[str]) -> 
     from seguro.engine.loop import load_modules
     from seguro.engine.model import save_model
 
-    load_modules(loop.method.modules, best.tensors, "modules.")
-    load_modules(loop.run.averaged, best.tensors, "averaged.")
+    load_modules(loop.method.modules, best, "modules.", loop.checkpoints)
+    load_modules(loop.run.averaged, best, "averaged.", loop.checkpoints)
     modules = loop.run.deployable()
     files = save_model(
         job.folder / "model",

@@ -224,3 +224,19 @@ def read_json(path: Path, *, limit: int = MAX_JSON_BYTES) -> Any:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     except RecursionError as error:
         raise DataError(f"{path}: JSON nested too deeply to be a file of ours or of a dataset") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`, or {} when there is no such file.
+
+    Raises:
+        DataError: not JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; write it again with its stage"
+        )
+    return value

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seguro.core.errors import RunError
+from seguro.core.errors import DataError, RunError
 from seguro.core.seeds import derive, generator
 from seguro.data.store import Cases
 from seguro.engine import checkpoint as checkpoints
@@ -334,8 +334,8 @@ class Loop:
                     f"{self.folder}: trained with {name} {facts[name]}, now {now}; "
                     "use the same or a new --name"
                 )
-        load_modules(self.method.modules, found.tensors, "modules.")
-        load_modules(self.run.averaged, found.tensors, "averaged.")
+        load_modules(self.method.modules, found, "modules.", self.checkpoints)
+        load_modules(self.run.averaged, found, "averaged.", self.checkpoints)
         for name, optim in self.run.optims.items():
             checkpoints.restore_optimiser(f"optimiser.{name}", optim.optimiser, found.tensors)
         prefix = f"state.{self.runtime.rank}."
@@ -353,9 +353,24 @@ class Loop:
         return found.update
 
 
-def load_modules(modules: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
-    """Load the tensors under `prefix` into `modules`; names must agree exactly."""
-    modules.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
+def load_modules(modules: torch.nn.Module, found: Checkpoint, prefix: str, folder: Path) -> None:
+    """Load what a checkpoint of `folder` holds under `prefix` into `modules`.
+
+    Raises:
+        DataError: a name or shape differs: a checkpoint of another network.
+    """
+    given = {k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)}
+    shapes = {k: v.shape for k, v in given.items()}
+    own = {k: v.shape for k, v in modules.state_dict().items()}
+    if shapes != own:
+        odd = sorted(k for k in shapes.keys() | own.keys() if shapes.get(k) != own.get(k))
+        there, here = (str(tuple(x[odd[0]])) if odd[0] in x else "nothing" for x in (shapes, own))
+        raise DataError(
+            f"{folder}: the checkpoint of update {found.update} is of another network than this run's: "
+            f"{len(odd)} weights differ, first {prefix}{odd[0]} ({there}, expected {here}); "
+            "copy the run again, or train with a new --name"
+        )
+    modules.load_state_dict(given)
 
 
 def _number(value: float) -> float | None:

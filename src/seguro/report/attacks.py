@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from seguro.core.errors import DataError
+from seguro.core.files import read_object
 from seguro.report.perturbed import pictures, read_example
 from seguro.report.privacy import scrub
 from seguro.report.robustness import (
@@ -22,7 +23,6 @@ from seguro.report.robustness import (
     Stratum,
     Weighted,
 )
-from seguro.report.stages import read_object
 
 T = TypeVar("T")
 N_EXAMPLES = 6

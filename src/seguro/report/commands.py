@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from seguro.core.files import sha256_json
+from seguro.core.files import read_object, sha256_json
 from seguro.core.stage import STAGE_FILE
-from seguro.report.stages import read_object
 
 Defaults = Callable[[str, str, str | None], Mapping[str, Any]]
 """The resolved fields of (method, preset, network) with nothing set by hand."""

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from seguro.core.errors import DataError
-from seguro.core.files import read_checked
+from seguro.core.files import read_checked, read_object
 from seguro.core.types import Manifest, ScoreRow
 from seguro.report.attacks import attacks
 from seguro.report.attacks import caveats as attack_caveats
@@ -26,7 +26,7 @@ from seguro.report.headline import found_caveats, headline
 from seguro.report.page import Distribution, Reason, ReportContent, Score, ScoredSet, Shown, base
 from seguro.report.privacy import scrub
 from seguro.report.sites import federated
-from seguro.report.stages import finished, plan_edited, read_object, warnings
+from seguro.report.stages import finished, plan_edited, warnings
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
 """Names under which a summary may carry the mean over classes."""

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from seguro.core.errors import DataError
-from seguro.core.files import read_checked
+from seguro.core.files import read_checked, read_object
 from seguro.report.figures import Series
 from seguro.report.made import Audited, Made
 from seguro.report.robustness import Picture
-from seguro.report.stages import read_object
 
 PREVIEWS = "previews"
 PNG = b"\x89PNG\r\n\x1a\n"

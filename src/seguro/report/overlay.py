@@ -223,7 +223,7 @@ def draw(
     if truth is not None:
         canvas = tint(canvas, edge(truth), TRUTH)
     if prediction is not None:
-        canvas = tint(canvas, edge(prediction) * _dashes(prediction), PREDICTION)
+        canvas = tint(canvas, dashed(prediction), PREDICTION)
     return canvas
 
 
@@ -231,36 +231,43 @@ def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Mean over 5 x 5 pixels of a mask, as float32 in [0, 1]."""
     padded = np.pad(mask.astype(np.float32), 2, mode="edge")
     rows, columns = mask.shape
-    parts = [padded[a : a + rows, b : b + columns] for a in range(5) for b in range(5)]
-    return np.asarray(sum(parts) / np.float32(25), np.float32)
+    down = sum(padded[a : a + rows] for a in range(5))
+    return np.asarray(sum(down[:, b : b + columns] for b in range(5)) / np.float32(25), np.float32)
+
+
+def _line(mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(np.clip((1 - np.abs(2 * mean - 1)) * 2.2, 0, 1), np.float32)
 
 
 def edge(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Soft line of about three pixels along a mask's border, in [0, 1]."""
-    mean = _smooth(mask)
-    return np.asarray(np.clip((1 - np.abs(2 * mean - 1)) * 2.2, 0, 1), np.float32)
+    return _line(_smooth(mask))
 
 
-def _dashes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Where the border of a mask is drawn when it is dashed.
+def dashed(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The line of `edge` in dashes.
 
-    Stripes along one of the two diagonals cut the line into dashes; at each pixel the diagonal that crosses
-    the border more squarely is taken, so that dashes have about the same length in every direction.
+    Stripes along one of the two diagonals cut the line; at each pixel the diagonal that crosses the border
+    more squarely is taken, so that dashes have about the same length in every direction.
     """
-    down, across = (
-        np.gradient(_smooth(mask)) if min(mask.shape) > 1 else (np.zeros(mask.shape), np.ones(mask.shape))
-    )
-    y, x = np.indices(mask.shape)
+    mean = _smooth(mask)
+    line = _line(mean)
+    slopes = np.gradient(mean) if min(mask.shape) > 1 else (np.zeros(mask.shape), np.ones(mask.shape))
+    y, x = np.nonzero(line)
+    down, across = (np.asarray(slope)[y, x] for slope in slopes)
     phase = np.where(np.abs(across - down) >= np.abs(across + down), x + y, x - y)
-    return np.asarray(phase % _DASH < 0.62 * _DASH)
+    line[y, x] *= phase % _DASH < 0.62 * _DASH
+    return line
 
 
 def tint(
     canvas: NDArray[np.float32], share: NDArray[Any], color: tuple[int, int, int]
 ) -> NDArray[np.float32]:
     """Return `canvas` (height, width, 3) mixed with `color` by `share` (height, width) of 0 to 1."""
-    weight = np.asarray(share, np.float32)[..., None]
-    return np.asarray(canvas * (1 - weight) + np.asarray(color, np.float32) * weight, np.float32)
+    tinted, at = canvas.copy(), share > 0
+    weight = np.asarray(share[at], np.float32)[:, None]
+    tinted[at] = canvas[at] * (1 - weight) + np.asarray(color, np.float32) * weight
+    return tinted
 
 
 def resize(

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from seguro.core.errors import DataError
-from seguro.core.files import read_checked
+from seguro.core.files import read_checked, read_object
 from seguro.report.federation import Attendance, Federated, SiteLine, megabytes
 from seguro.report.figures import Series, thin
 from seguro.report.privacy import scrub
-from seguro.report.stages import read_object
 
 UNASKED = "not drawn"
 """Why a site is missing that was not asked for an update in a round."""

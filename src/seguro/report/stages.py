@@ -6,29 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from seguro.core.errors import DataError
-from seguro.core.files import read_json, sha256_file, sha256_json
+from seguro.core.files import read_object, sha256_file, sha256_json
 from seguro.core.stage import STAGE_FILE
 from seguro.core.types import Manifest
 from seguro.report.headline import plural
 from seguro.report.page import StageFact
 from seguro.report.privacy import scrub
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`, or {} when there is no such file.
-
-    Raises:
-        DataError: not JSON, or no object.
-    """
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise DataError(
-            f"{path}: expected a JSON object, found {type(value).__name__}; write it again with its stage"
-        )
-    return value
 
 
 def finished(workspace: Path, run: Path, scores: Path | None, predictions: Path) -> tuple[StageFact, ...]:
