@@ -16,6 +16,8 @@ from seguro.attacks.victim import Found, Truth, Victim, frozen
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE, Classes
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 EPS = 8 / 255
 TOY = pytest.mark.parametrize("toy", ["flat3", "solid2"])
 TWO = Classes(names=("background", "a"), values=((0,), (1,)))

@@ -18,6 +18,8 @@ from seguro.attacks.victim import Best, Truth, Victim
 from seguro.core.errors import ConfigError
 from seguro.core.types import Classes
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
 

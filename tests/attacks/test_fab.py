@@ -18,6 +18,8 @@ from seguro.attacks.victim import Truth, Victim
 from seguro.core.errors import ConfigError
 from seguro.core.types import Classes
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 BATCH = 1e-5
 """Convolutions of another batch size may round differently."""
 
@@ -85,6 +87,7 @@ def bisected(nets: Any, threat: Threat) -> Tensor:
     return minimum_by_bisection(nets.victim(), nets.x, threat, nets.seeds, attack, largest=4.0, steps=6).size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flat3", "solid2"])
 def test_success_and_norm_against_a_bisection_of_gradient_descent(
     name: str, request: pytest.FixtureRequest

@@ -12,6 +12,8 @@ from seguro.attacks.victim import Truth, Victim
 from seguro.core.errors import ConfigError
 from seguro.core.types import Classes
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 TWO = Classes(names=("background", "a"), values=((0,), (1,)))
 EPS = 8 / 255
 TOY = pytest.mark.parametrize("toy", ["flat3", "solid2"])

@@ -17,6 +17,8 @@ from seguro.attacks.victim import Truth, Victim
 from seguro.core.errors import ConfigError
 from seguro.core.types import Classes
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 BATCH = 1e-5
 """Convolutions of another batch size may round differently."""
 KINDS = {"tiles": Square(60), "single": Square(60, tiles=False), "dice": published(60)}

@@ -21,6 +21,8 @@ from seguro.data.planner import PlanOptions
 from seguro.evaluation.robustness import read_csv, read_minimum
 from seguro.methods.patches import NetworkPredictor
 
+pytestmark = pytest.mark.xdist_group("attack command")  # its run is trained once, by one worker
+
 QUICK = ("--suite", "quick", "--eps", "0,16,64", "--iters", "3", "--check", "1", "--threads", "1")
 
 

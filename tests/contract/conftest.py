@@ -24,6 +24,9 @@ from seguro.methods import TABLE, get
 from seguro.methods.contract import Bound, Predictor, Support
 from seguro.networks import build
 
+SLOW = {("rog", 3)}
+"""(method, dimensions) whose network takes seconds a test: the lattice in 3-D."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -102,9 +105,11 @@ def supported(predictor: Predictor, name: str, plan: Plan) -> Predictor:
 
 
 def rows() -> list[Any]:
-    """Every method in every dimension it works in."""
+    """Every method in every dimension it works in; SLOW ones among the slow tests."""
     return [
-        pytest.param((name, dims), id=f"{name}-{dims}d") for name in TABLE for dims in get(name).needs.dims
+        pytest.param((name, d), id=f"{name}-{d}d", marks=[pytest.mark.slow] * ((name, d) in SLOW))
+        for name in TABLE
+        for d in get(name).needs.dims
     ]
 
 

@@ -18,6 +18,8 @@ from seguro.inference.segmenter import Segmenter
 from seguro.inference.tiling import planned_slabs
 from seguro.methods import TABLE, get
 
+pytestmark = pytest.mark.xdist_group("prediction")  # one worker trains each method once
+
 OPTIONS = {"preset": "tiny", "updates": 2, "batch": 2, "validations": 1, "threads": 1}
 
 

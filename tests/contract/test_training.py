@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from dataclasses import fields
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -164,44 +163,30 @@ def test_state_survives_a_round_trip(row, tmp_path):
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
-FIRST = next(iter(TABLE))
-
-
 @pytest.fixture(scope="module")
-def on_ranks(three_d, two_d, tmp_path_factory):
-    """Where a method's runs on one rank and on two lie; all but FIRST are made in one start."""
-    script = Path(__file__).with_name("train_ranks.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    @cache
-    def made(first: bool) -> Path:
-        folder = tmp_path_factory.mktemp("ranks")
-        names = [n for n in TABLE if (n == FIRST) == first]
-        spaces = [(three_d if 3 in get(n).needs.dims else two_d).workspace for n in names]
-        asked = [f"{n}={w}" for n, w in zip(names, spaces, strict=True)]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        for world, launcher in (("1", []), ("2", torchrun)):
-            command = [sys.executable, *launcher, str(script), str(folder / world), *asked]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr[-3000:]
-        return folder
-
-    return made
+def on_ranks(three_d, two_d, tmp_path_factory) -> Path:
+    """Where every method's runs on one rank (folder 1) and on two (folder 2) lie, made in one start each."""
+    folder, script = tmp_path_factory.mktemp("ranks"), Path(__file__).with_name("train_ranks.py")
+    spaces = {n: (three_d if 3 in get(n).needs.dims else two_d).workspace for n in TABLE}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for world, launcher in (("1", []), ("2", torchrun)):
+        asked = [f"{name}={workspace}" for name, workspace in spaces.items()]
+        command = [sys.executable, *launcher, str(script), str(folder / world), *asked]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
 
 
-OTHERS = [
-    pytest.param(n, marks=[pytest.mark.slow, pytest.mark.xdist_group("ranks")]) for n in TABLE if n != FIRST
-]
-
-
-@pytest.mark.parametrize("name", [FIRST, *OTHERS])
+@pytest.mark.slow
+@pytest.mark.xdist_group("ranks")
+@pytest.mark.parametrize("name", TABLE)
 def test_two_ranks_equal_one_on_the_joined_batch(name, on_ranks):
     """Weights, averages, optimiser and state; the second half is a resume, so that gathering is tried too."""
-    one_rank, two_ranks = (on_ranks(name == FIRST) / world / name for world in "12")
-    one, two = everything(one_rank), everything(two_ranks)
+    one, two = (everything(on_ranks / world / name) for world in "12")
     joined = [t for t in two if t.startswith("state.1.")]
     one, two = ({k: v for k, v in t.items() if not k.startswith("state.")} for t in (one, two))
-    assert len(joined) == len([t for t in everything(two_ranks) if t.startswith("state.0.")])
+    assert len(joined) == len([t for t in everything(on_ranks / "2" / name) if t.startswith("state.0.")])
     assert one.keys() == two.keys()
     for key, value in one.items():
         largest = value.abs().max().item()

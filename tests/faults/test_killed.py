@@ -66,6 +66,7 @@ def wait_for(process: subprocess.Popen[bytes], path: Path, text: str, seconds: f
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("killed")
 def test_killed_in_training_and_started_again(short, tmp_path):
     data, expected = short
@@ -89,6 +90,7 @@ def stopped(data: Path, out: Path, number: int, update: int) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("killed")
 def test_interrupted_it_saves_and_the_same_command_goes_on(short, tmp_path):
     data, expected = short

@@ -231,8 +231,9 @@ def _smooth(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Mean over 5 x 5 pixels of a mask, as float32 in [0, 1]."""
     padded = np.pad(mask.astype(np.float32), 2, mode="edge")
     rows, columns = mask.shape
-    down = sum(padded[a : a + rows] for a in range(5))
-    return np.asarray(sum(down[:, b : b + columns] for b in range(5)) / np.float32(25), np.float32)
+    down = np.sum([padded[a : a + rows] for a in range(5)], axis=0)
+    total = np.sum([down[:, b : b + columns] for b in range(5)], axis=0)
+    return np.asarray(total / np.float32(25), np.float32)
 
 
 def _line(mean: NDArray[np.float32]) -> NDArray[np.float32]:
