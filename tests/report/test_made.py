@@ -55,6 +55,17 @@ def test_the_last_picture_of_every_domain_is_on_the_page(factory, read):
     assert base64.b64encode((factory / "previews" / "b" / "00000000.png").read_bytes()).decode() not in page
 
 
+def test_what_can_have_no_scores_asks_for_none(factory, read):
+    content = gather(factory, read)
+    page = render(content)
+    assert content.only_makes and not any("predict" in x for x in (*content.missing, *content.commands))
+    assert "segments none; seguro adapt" in page and "Made slices" in page
+    empty = ("no scores yet", "Mean Dice", 'id="scores"', 'id="cases"', "logged for: Validation Dice")
+    assert not [x for x in empty if x in page]
+    write_json(factory / "predictions" / "test" / "predictions.json", {"cases": {}, "n": 0})
+    assert not gather(factory, read).only_makes
+
+
 def test_distances_and_recognition_are_curves(factory, read):
     made = gather(factory, read).made
     assert {s.name: s.points[-1] for s in made.distance} == {"a": (20.0, 1.0), "b": (20.0, 1.0)}

@@ -92,6 +92,7 @@ def write(
         "cases": head.n_cases,
         "caveats": list(content.caveats),
         "missing": list(content.missing),
+        "only_makes": content.only_makes,
     }
 
 
@@ -132,6 +133,8 @@ def _next(run: Path, result: dict[str, Any]) -> str:
     import shlex
 
     name = shlex.quote(str(run))
+    if result["only_makes"]:
+        return f"seguro adapt DATA --from {name}"
     if any("seguro predict" in line for line in result["missing"]):
         return f"seguro predict {name}"
     if any("seguro evaluate" in line for line in result["missing"]):

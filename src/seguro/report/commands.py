@@ -57,6 +57,7 @@ def commands(
     scores: Path | None = None,
     metrics: Sequence[str] = (),
     caveats: Sequence[str] = (),
+    segments: bool = True,
 ) -> tuple[str, ...]:
     """Return the commands from the data folder (written DATA) to this report.
 
@@ -69,6 +70,7 @@ def commands(
         scores: folder of the scores on the page, None for none.
         metrics: those that `seguro evaluate` computes when none are named.
         caveats: sentences that the report was given.
+        segments: whether the run can predict.
 
     Words in capitals stand for what the folders do not say: where the data, images or labels lie.
     """
@@ -85,8 +87,7 @@ def commands(
             ["plan", *place, *_plan(workspace)],
             ["train", *place, "--name", run.name, *_train(run, config, defaults)],
         ]
-    lines = (
-        *trained,
+    scoring = [
         ["predict", *_predict(workspace, run, scored, read_object(predictions / STAGE_FILE))],
         [
             "evaluate",
@@ -94,6 +95,10 @@ def commands(
             *_elsewhere(workspace, predictions),
             *_evaluate(read_object(scores / STAGE_FILE) if scores else {}, metrics),
         ],
+    ]
+    lines = (
+        *trained,
+        *(scoring if segments else []),
         ["report", where, *(w for c in caveats for w in ("--caveat", c))],
     )
     return tuple(shlex.join(["seguro", *line]) for line in lines)

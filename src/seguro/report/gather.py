@@ -30,6 +30,8 @@ from seguro.report.stages import finished, plan_edited, warnings
 
 OVERALL = ("all", "mean", "all classes", "mean over classes")
 """Names under which a summary may carry the mean over classes."""
+PREDICTIONS, SCORES = "Predictions (seguro predict).", "Scores (seguro evaluate)."
+"""What a run that segments lacks until it is done."""
 FAILURES = ("missed", "no prediction", "false alarm")
 _OF = "data set "
 """How predictions.json begins the name of a data set among its inputs."""
@@ -87,12 +89,16 @@ def gather(
     if federation is not None:
         missing = _missing_of_federation(run, bool(predicted), bool(folder))
         plan = plan or read_object(run / "plan" / "plan.json")
+    slices = made(run, _series(log, "validation", ("distance",)), _series(log, "validation", ("recognized",)))
+    segments = slices is None or bool(predicted)
+    if not segments:
+        missing = tuple(m for m in missing if m not in (PREDICTIONS, SCORES))
     notes = tuple(
         dict.fromkeys(scrub(str(x.get("message", "")), roots) for x in log if x.get("kind") == "note")
     )
     foreign = _foreign(predicted, manifest)
     shown = show(rows, None if foreign else manifest, files, readers)
-    head = headline(_name(manifest, plan, workspace), config, model, name, rows, lines)
+    head = headline(_name(manifest, plan, workspace), config, model, name, rows, lines, segments=segments)
     found = found_caveats(
         unit, name, head, rows, notes, stages, trained=bool(log), edited=plan_edited(workspace / "plan")
     )
@@ -104,9 +110,8 @@ def gather(
         headline=head,
         attacks=attacked,
         federation=federation,
-        made=made(
-            run, _series(log, "validation", ("distance",)), _series(log, "validation", ("recognized",))
-        ),
+        made=slices,
+        only_makes=not segments,
         unit=unit,
         tolerance_mm=summary.get("tolerance_mm"),
         caveats=tuple(dict.fromkeys([*caveats, *found])),
@@ -140,6 +145,7 @@ def gather(
             scores=folder,
             metrics=readers.metrics,
             caveats=caveats,
+            segments=segments,
         ),
         missing=missing,
         others=tuple(s for s in sets if s and s != name),
@@ -350,8 +356,8 @@ def _missing(
         "The plan (seguro plan).": planned,
         "The training log.": logged,
         "A finished training (seguro train).": (run / "stage.json").is_file(),
-        "Predictions (seguro predict).": predicted,
-        "Scores (seguro evaluate).": scored,
+        PREDICTIONS: predicted,
+        SCORES: scored,
     }
     return tuple(text for text, there in parts.items() if not there)
 
@@ -360,8 +366,8 @@ def _missing_of_federation(run: Path, predicted: bool, scored: bool) -> tuple[st
     """Return what a federated run lacks; data and training logs stay at the sites."""
     parts = {
         "The end of the federated run.": (run / "finished.json").is_file(),
-        "Predictions (seguro predict).": predicted,
-        "Scores (seguro evaluate).": scored,
+        PREDICTIONS: predicted,
+        SCORES: scored,
     }
     return tuple(text for text, there in parts.items() if not there)
 

@@ -12,6 +12,9 @@ FEW_PATIENTS = 8
 """Below this, bootstrap intervals over patients are only a hint."""
 
 
+MAKES = "This run makes images and segments none; seguro adapt starts from it."
+
+
 def headline(
     dataset: str,
     config: Mapping[str, Any],
@@ -19,6 +22,8 @@ def headline(
     name: str,
     rows: Sequence[ScoreRow],
     lines: Sequence[Score],
+    *,
+    segments: bool = True,
 ) -> Headline:
     """Return the first lines of the page.
 
@@ -46,7 +51,7 @@ def headline(
         mean=mean,
         low=low,
         high=high,
-        summary=_sentence(n_cases, n_patients, name, mean, classes),
+        summary=_sentence(n_cases, n_patients, name, mean, classes) if segments else MAKES,
     )
 
 

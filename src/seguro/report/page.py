@@ -185,6 +185,8 @@ class ReportContent:
     """Of a federated run."""
     made: Made | None = None
     """Of a run that makes images."""
+    only_makes: bool = False
+    """Whether the run segments nothing, and can have no scores."""
     facts: tuple[tuple[str, str], ...] = field(default=())
     """Further name and value pairs of the headline (patch, spacing, updates, ...)."""
 
