@@ -64,8 +64,10 @@ class RoamConfig(Record):
     from a guess counts as a guess, also in a labelled sample, and what comes from a label as a label."""
     unlabelled_loss: Literal["squared", "same"] = "squared"
     """squared: of the probabilities. same: that of the labelled samples."""
+    start: float = Field(0.0, ge=0, lt=1)
+    """Fraction of training on the labels alone, before anything is guessed or mixed."""
     ramp: float = Field(1.0, ge=0, le=1)
-    """Fraction of training over which that weight rises linearly from 0."""
+    """Fraction of the training after `start` over which that weight rises linearly from 0."""
     ramp_epochs: int | None = Field(80, ge=1)
     """Steps in which it rises (the paper's epochs); null: at every update."""
     cross_entropy_weight: float = Field(1.0, ge=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -83,6 +84,8 @@ class Roam:
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
         """Do one step on the mixed batch."""
         labelled = batch.labelled > 0
+        if self.progress(run) < 0 and bool(labelled.any()):
+            return self._warm_up(batch, labelled, run)
         target, counts = self._targets(batch, labelled, run)
         image = self._trained_on(batch, labelled)
         plan = self.mix_plan(image, run)
@@ -100,10 +103,27 @@ class Roam:
             self._shrink()
         return {"loss": loss.detach(), **out}
 
+    def _warm_up(self, batch: Batch, labelled: Tensor, run: Run) -> dict[str, Tensor]:
+        """Do one step on the labelled samples, as they are."""
+        only = replace(batch, **{f.name: getattr(batch, f.name)[labelled] for f in fields(batch)})
+        target, counts = self._targets(only, labelled[labelled], run)
+        with run.autocast():
+            logits = self.modules["network"](only.image)
+        loss = self._fit(logits.float(), target, counts)
+        run.backward(loss)
+        if run.step("main"):
+            self._shrink()
+        return {"loss": loss.detach(), "supervised": loss.detach()}
+
+    def progress(self, run: Run) -> float:
+        """Return how much of the training after `start` is done, 0 to 1; negative before it."""
+        start = self.config.start
+        return (run.update / max(run.updates, 1) - start) / (1 - start)
+
     def weight(self, run: Run) -> float:
         """Return the weight of the unlabelled loss in this update."""
         c = self.config
-        return c.lambda_u * ramp(run.update / max(run.updates, 1), until=c.ramp, steps=c.ramp_epochs)
+        return c.lambda_u * ramp(self.progress(run), until=c.ramp, steps=c.ramp_epochs)
 
     def mix_plan(self, image: Tensor, run: Run) -> MixPlan | None:
         """Return what this update mixes, for the rank's images (N, C, *size); None: nothing.
