@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +63,9 @@ def weights(method: Roam) -> torch.Tensor:
 
 def test_the_paper_is_the_default_and_all_presets_are_valid():
     assert PRESETS["paper"] == {} and RoamConfig().layers == ("I", 1, "L")
-    for name, fields in PRESETS.items():
-        config = RoamConfig.model_validate(fields)
-        Roam(RoamConfig.model_validate({**fields, **SMALL}), PLAN, build)
+    for name, options in PRESETS.items():
+        config = RoamConfig.model_validate(options)
+        Roam(RoamConfig.model_validate({**options, **SMALL}), PLAN, build)
         paper = name.startswith(("paper", "released"))
         extras = (config.guesses, config.teacher, config.confidence, config.mixing, config.dice_weight)
         assert (extras == (1, False, 0.0, "linear", 0.0)) == paper, name
@@ -240,9 +241,24 @@ def test_at_the_start_of_the_ramp_guesses_move_nothing():
     assert not torch.equal(weights(method), weights(other))
 
 
+def test_before_the_start_it_trains_on_the_labels_alone():
+    method, run = made(start=0.5, ramp=0.5, ramp_epochs=None, lambda_u=2.0)
+    other, run_other = made(layers=("none",))
+    given = batch()
+    rows = given.labelled > 0
+    assert set(method.update(given, run)) == {"loss", "supervised"}
+    other.update(replace(given, **{f.name: getattr(given, f.name)[rows] for f in fields(given)}), run_other)
+    assert torch.equal(weights(method), weights(other))
+    said = {}
+    for run.update in (5, 6, 8, 9):
+        said[run.update] = float(method.update(given, run)["weight"])
+    assert said == pytest.approx({5: 0.0, 6: 0.8, 8: 2.0, 9: 2.0})
+
+
 @pytest.mark.parametrize(
     "config",
     [
+        {"start": 0.2},
         {"guesses": 3},
         {"guess_bn": "eval"},
         {"average": 0.5, "teacher": True, "teacher_after": 0.0},
