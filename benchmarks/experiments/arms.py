@@ -2,8 +2,8 @@
 
 Reads NAME/experiment.yaml beside this file, runs check, plan, train, predict and evaluate for every arm
 and seed with the command line of seguro, and writes result.json and figure.svg beside it. What is finished is
-skipped, so a stopped experiment goes on; `--only ARM` runs some arms (several processes may share the work)
-and `--collect` only gathers what is there.
+skipped, so a stopped experiment goes on; `--only ARM` and `--seed N` run a part (several processes may share
+the work) and `--collect` only gathers what is there.
 
 experiment.yaml: `data` (folder under the data root), `check`, `plan` and `train` (options of these commands,
 as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` (name: options of `train` on
@@ -222,6 +222,7 @@ def main() -> int:
     parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--work", type=Path, default=Path(), help="where the workspace lies")
     parser.add_argument("--only", action="append", help="these arms; repeatable")
+    parser.add_argument("--seed", type=int, action="append", help="these seeds; repeatable")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--collect", action="store_true", help="train nothing")
     given = parser.parse_args()
@@ -232,12 +233,14 @@ def main() -> int:
         unknown = sorted(set(given.only or []) - set(plan["arms"]))
         if unknown:
             sys.exit(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
+        if other := set(given.seed or []) - set(plan["seeds"]):
+            sys.exit(f"no seed {min(other)}; there are {plan['seeds']}")
         check = dict(plan.get("check", {}))
         if "patients" in check:
             check["patients"] = folder / check["patients"]
         seguro("check", given.data_root / plan["data"], "--out", workspace, *options(check))
         planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
-        for seed in plan["seeds"]:
+        for seed in given.seed or plan["seeds"]:
             for name in given.only or plan["arms"]:
                 perform(plan, workspace, name, seed, given.threads)
     collect(folder, plan, workspace)
