@@ -82,38 +82,40 @@ class Roam:
         )  # fmt: skip
 
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
-        """Do one step on the mixed batch."""
+        """Do one step on the mixed batch, before `start` on the labelled samples as they are."""
         labelled = batch.labelled > 0
-        if self.progress(run) < 0 and bool(labelled.any()):
-            return self._warm_up(batch, labelled, run)
+        early = self.progress(run) < 0 and bool(labelled.any())
+        loss, out = (self._on_labels if early else self._on_all)(batch, labelled, run)
+        run.backward(loss)
+        if run.step("main"):
+            self._shrink()
+        return {"loss": loss.detach(), **out}
+
+    def _on_labels(self, batch: Batch, labelled: Tensor, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
+        only = replace(batch, **{f.name: getattr(batch, f.name)[labelled] for f in fields(batch)})
+        target, counts = self._targets(only, labelled[labelled], run)
+        with run.autocast():
+            logits = self.modules["network"](only.image)
+        loss = self._fit(logits.float(), target, counts)
+        return loss, {"supervised": loss.detach()}
+
+    def _on_all(self, batch: Batch, labelled: Tensor, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
         target, counts = self._targets(batch, labelled, run)
         image = self._trained_on(batch, labelled)
         plan = self.mix_plan(image, run)
         with run.autocast():
             logits = forward_mixed(self.modules["network"], image, self.points, plan)
         supervised, unlabelled = self._losses(logits.float(), target, counts, labelled, plan)
-        loss, out = supervised, {"supervised": supervised.detach()}
-        if not bool(labelled.all()):
-            weight = self.weight(run)
-            loss = loss + weight * unlabelled
-            out |= {"unlabelled": unlabelled.detach(), "weight": loss.new_tensor(weight)}
-            out |= self.shares.observe(target, counts, labelled, run)
-        run.backward(loss)
-        if run.step("main"):
-            self._shrink()
-        return {"loss": loss.detach(), **out}
-
-    def _warm_up(self, batch: Batch, labelled: Tensor, run: Run) -> dict[str, Tensor]:
-        """Do one step on the labelled samples, as they are."""
-        only = replace(batch, **{f.name: getattr(batch, f.name)[labelled] for f in fields(batch)})
-        target, counts = self._targets(only, labelled[labelled], run)
-        with run.autocast():
-            logits = self.modules["network"](only.image)
-        loss = self._fit(logits.float(), target, counts)
-        run.backward(loss)
-        if run.step("main"):
-            self._shrink()
-        return {"loss": loss.detach(), "supervised": loss.detach()}
+        if bool(labelled.all()):
+            return supervised, {"supervised": supervised.detach()}
+        weight = self.weight(run)
+        out = {
+            "supervised": supervised.detach(),
+            "unlabelled": unlabelled.detach(),
+            "weight": supervised.new_tensor(weight),
+        }
+        out |= self.shares.observe(target, counts, labelled, run)
+        return supervised + weight * unlabelled, out
 
     def progress(self, run: Run) -> float:
         """Return how much of the training after `start` is done, 0 to 1; negative before it."""
