@@ -160,6 +160,13 @@ def test_a_generator_of_a_federation_is_released_by_the_audit_of_its_sites(pipel
     assert made.releasable == (failed is None)
     assert (failed or "passed") in made.reason
     assert read_json(source / "stage.json")["outputs"][START_AUDIT]
+    write_json(source / START_AUDIT, {"releasable": True, "domains": ["site1"]})
+    (pipeline.workspace / "runs" / "factory").rename(tmp_path / "away")
+    try:
+        with pytest.raises(DataError, match=START_AUDIT):
+            foreseen(source, "site1", 1, tmp_path / "other")
+    finally:
+        (tmp_path / "away").rename(pipeline.workspace / "runs" / "factory")
 
 
 def test_a_case_that_only_the_factory_saw_is_not_held_out(pipeline, tmp_path):

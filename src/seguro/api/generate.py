@@ -287,7 +287,10 @@ def _at_the_start(run: Path) -> Mapping[str, Any] | None:
     if folder is None or not (folder / START_AUDIT).exists():
         return None
     facts = read_object(folder / START_AUDIT)
-    failed = [name for name, domain in facts.get("domains", {}).items() if not domain.get("passed")]
+    domains = facts.get("domains")
+    if not isinstance(domains, dict) or not all(isinstance(d, dict) for d in domains.values()):
+        raise DataError(f"{folder / START_AUDIT}: no verdicts of domains; copy or train the run again")
+    failed = [name for name, domain in domains.items() if not domain.get("passed")]
     passed = bool(facts.get("releasable")) and not failed
     verdict = (
         "passed" if passed else f"not releasable, failed or not made at {', '.join(failed) or 'any site'}"

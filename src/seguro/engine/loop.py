@@ -326,7 +326,12 @@ class Loop:
         self.runtime.barrier()
 
     def resume(self, found: Checkpoint) -> int:
-        """Take up the state of a checkpoint and return its update; RunError where the run is another."""
+        """Take up the state of a checkpoint and return its update.
+
+        Raises:
+            RunError: trained with other ranks, batch or seed.
+            DataError: of another network.
+        """
         facts = found.facts
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:

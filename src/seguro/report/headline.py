@@ -10,9 +10,8 @@ from seguro.report.page import Headline, Score, StageFact
 
 FEW_PATIENTS = 8
 """Below this, bootstrap intervals over patients are only a hint."""
-
-
 MAKES = "This run makes images and segments none; seguro adapt starts from it."
+"""In place of scores."""
 
 
 def headline(
