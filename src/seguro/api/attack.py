@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ from seguro.core.files import read_json, sha256_json
 from seguro.core.stage import Stage, locked
 
 if TYPE_CHECKING:
+    from seguro.attacks.threat import Epsilon
+    from seguro.core.types import Case, Manifest
+    from seguro.data.plan import Plan
     from seguro.data.support import Bank
     from seguro.evaluation.robustness import RobustRow
 
@@ -65,23 +69,12 @@ def attack(
         DataError: a case that cannot be read, none with a label, or labels of other classes.
     """
     from seguro.api.attack_job import SCHEMA, AttackJob
-    from seguro.attacks import ensemble, tuning
-    from seguro.attacks.ensemble import Effort
-    from seguro.attacks.threat import parse_epsilons
     from seguro.attacks.victim import frozen
 
     options = options or AttackOptions()
-    epsilons = parse_epsilons(options.eps)
     model = model_with(run, support, options.device)
-    _, manifest = manifest_for(run, data, data_root)
+    manifest, cases, epsilons = look(run, model.plan, options, data=data, data_root=data_root)
     same_classes(manifest, model.plan.classes)
-    cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)
-    if not cases:
-        raise DataError(
-            f"{manifest.name}: no labelled case among --cases {options.cases}; nothing can be scored"
-        )
-    # refuses unknown ones before any work
-    tuning.check(ensemble.suite(options.suite, model.plan.classes, Effort()), options.settings)
     default = f"{options.suite.replace(',', '+')}-{options.cases}" + (
         "-volume" if options.whole_volume else ""
     )
@@ -91,12 +84,59 @@ def attack(
     stage = Stage(folder, "attack", reads=reads, config=config, schema=SCHEMA)
     if stage.done():
         return _load(folder)
-    with locked(folder), frozen(model.predictor):
-        job = AttackJob(model, manifest, cases, epsilons, options, folder, progress or _silent)
-        summary = job.write()
+    with locked(folder), frozen(model.predictor), _named(progress or _silent) as tell:
+        summary = AttackJob(model, manifest, cases, epsilons, options, folder, tell).write()
         files = [folder / n for n in ("robustness.csv", "minimum.csv", "summary.json", "curves.json")]
         stage.finish(files, known={"summary.json": sha256_json(_timeless(summary))}, cases=len(cases))
     return replace(_load(folder), skipped=False)
+
+
+def look(
+    run: Path, plan: Plan, options: AttackOptions, *, data: Path | None = None, data_root: Path | None = None
+) -> tuple[Manifest, list[Case], tuple[Epsilon, ...]]:
+    """Return whose cases would be attacked, which, and how strongly; no image is read, nothing is written.
+
+    Arguments as in `attack`, with the plan of the model.
+
+    Raises:
+        ConfigError: a suite, setting, epsilon, box or choice of cases that does not exist or fit.
+        DataError: no case with a label.
+    """
+    from seguro.attacks import ensemble, tuning
+    from seguro.attacks.ensemble import Effort
+    from seguro.attacks.threat import parse_epsilons, refuse_other_units
+
+    epsilons = parse_epsilons(options.eps)
+    refuse_other_units(epsilons[-1], plan, box=options.box)
+    tuning.check(ensemble.suite(options.suite, plan.classes, Effort()), options.settings)
+    _, manifest = manifest_for(run, data, data_root)
+    cases = spread([c for c in cases_for(run, manifest, options.cases) if c.label], options.limit)
+    if not cases:
+        raise DataError(
+            f"{manifest.name}: no labelled case among --cases {options.cases}; nothing can be scored"
+        )
+    return manifest, cases, epsilons
+
+
+@contextmanager
+def _named(progress: Progress) -> Iterator[Progress]:
+    """Yield a progress that remembers what is worked on, to say where a model broke down."""
+    from seguro.attacks.victim import NotFinite
+
+    last = ""
+
+    def tell(done: int, total: int, what: str) -> None:
+        nonlocal last
+        last = what
+        progress(done, total, what)
+
+    try:
+        yield tell
+    except NotFinite as error:
+        raise DataError(
+            f"{last}: {error}. If other cases are fine, look at this image with `seguro check`; if not, the "
+            "model is damaged: train it again"
+        ) from error
 
 
 def _silent(done: int, total: int, what: str) -> None:

@@ -166,6 +166,23 @@ def range_box(x: Tensor) -> tuple[Tensor, Tensor]:
     return flat.min(2).values, flat.max(2).values
 
 
+def refuse_other_units(epsilon: Epsilon, plan: Plan, *, box: Literal["own", "window"] = "own") -> None:
+    """Refuse an epsilon or a box that the channels of `plan` do not have; needs no image.
+
+    Raises:
+        ConfigError: Hounsfield units or a window where a channel is not CT.
+    """
+    for channel in plan.channels:
+        if box == "window" and (channel.low is None or channel.high is None):
+            raise ConfigError(
+                f"channel {channel.name} is scaled case by case and has no fixed window; use --box own"
+            )
+        if epsilon.unit == "hu" and channel.scheme != "ct":
+            raise ConfigError(
+                f"epsilon {epsilon}: channel {channel.name} is not in Hounsfield units; write 8/255 or 3%"
+            )
+
+
 def threat_of(x: Tensor, epsilon: Epsilon, plan: Plan, *, box: Literal["own", "window"] = "own") -> Threat:
     """Return the threat to images in the planned grid.
 
@@ -179,13 +196,9 @@ def threat_of(x: Tensor, epsilon: Epsilon, plan: Plan, *, box: Literal["own", "w
     Raises:
         ConfigError: Hounsfield units or a window where a channel is not CT.
     """
+    refuse_other_units(epsilon, plan, box=box)
     low, high = range_box(x)
     if box == "window":
-        for channel in plan.channels:
-            if channel.low is None or channel.high is None:
-                raise ConfigError(
-                    f"channel {channel.name} is scaled case by case and has no fixed window; use --box own"
-                )
         low = x.new_tensor([[((c.low or 0) - c.mean) / c.sd for c in plan.channels]]).expand_as(low).clone()
         high = (
             x.new_tensor([[((c.high or 0) - c.mean) / c.sd for c in plan.channels]]).expand_as(high).clone()
@@ -199,10 +212,5 @@ def threat_of(x: Tensor, epsilon: Epsilon, plan: Plan, *, box: Literal["own", "w
     elif epsilon.unit == "sd":
         eps = torch.full_like(low, epsilon.value)
     else:
-        other = [c.name for c in plan.channels if c.scheme != "ct"]
-        if other:
-            raise ConfigError(
-                f"epsilon {epsilon}: channel {other[0]} is not in Hounsfield units; write 8/255 or 3%"
-            )
         eps = low.new_tensor([[epsilon.value / c.sd for c in plan.channels]]).expand_as(low).clone()
     return Threat(eps, low, high)

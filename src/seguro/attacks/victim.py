@@ -87,6 +87,10 @@ class Calls:
     backwards: int = 0
 
 
+class NotFinite(ConfigError):
+    """The model returns NaN or infinity for a clean image: no attack can be measured on it."""
+
+
 class Victim:
     """Any differentiable function from images to logits, with the truth of N samples.
 
@@ -203,7 +207,8 @@ class Best:
         threat: ball and box, checked here and asserted at the end.
 
     Raises:
-        ConfigError: inputs outside the box, or a model that returns no finite numbers for the clean input.
+        ConfigError: inputs outside the box.
+        NotFinite: the model returns no finite numbers for the clean input.
     """
 
     def __init__(self, victim: Victim, x: Tensor, threat: Threat) -> None:
@@ -212,9 +217,7 @@ class Best:
         self._start = (victim.calls.forwards, victim.calls.backwards)
         logits = victim.logits(x)
         if not bool(torch.isfinite(logits).all()):
-            raise ConfigError(
-                "the model returns NaN or infinity for the clean image; nothing can be attacked"
-            )
+            raise NotFinite("the model returns NaN or infinity for the clean image; nothing can be attacked")
         self.logits = logits
         self.x = x.clone()
         self.dice = victim.class_dice(logits)

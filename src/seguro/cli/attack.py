@@ -35,16 +35,19 @@ def attack(
         str,
         typer.Option(
             help="strong: ours. rog: the paper's four. quick: the strongest alone. blackbox: no gradients. "
-            "Or a list of attacks, such as apgd-ce,square."
+            "Or a list of attacks, such as apgd-ce,square. Default strong."
         ),
     ] = "strong",
     eps: Annotated[
         str,
-        typer.Option(help="Largest changes: 255ths of each channel's range, or with unit: 3%, 20HU, 0.1sd."),
+        typer.Option(
+            help="Largest changes: 255ths of each channel's range, or with unit: 3%, 20HU, 0.1sd. "
+            "Default 0,5,8,16."
+        ),
     ] = "0,5,8,16",
-    iters: Annotated[int, typer.Option(min=1, help="Gradient steps of each attack.")] = 20,
-    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack.")] = 1,
-    queries: Annotated[int, typer.Option(min=1, help="Of the square attack.")] = 500,
+    iters: Annotated[int, typer.Option(min=1, help="Gradient steps of each attack, default 20.")] = 20,
+    restarts: Annotated[int, typer.Option(min=1, help="Random starts of each attack, default 1.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Of the square attack, default 500.")] = 500,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,7 +72,13 @@ def attack(
     threshold: Annotated[
         float | None, typer.Option(help="Dice below which a case is broken; half the mean clean Dice.")
     ] = None,
-    save: Annotated[bool, typer.Option("--save", help="Also write the attacked volumes as NIfTI.")] = False,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Also write attacked volumes as NIfTI, on the planned grid; with --whole-volume.",
+        ),
+    ] = False,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Twelve natural corruptions at five severities instead.")
     ] = False,
@@ -77,7 +86,8 @@ def attack(
     cases: Annotated[str, typer.Option(help="validation, test, train.")] = "validation",
     limit: Annotated[int | None, typer.Option(min=1, help="So many cases, spread evenly.")] = None,
     check: Annotated[
-        int, typer.Option(min=0, help="Cases for the checks of convergence and of an unbounded epsilon.")
+        int,
+        typer.Option(min=0, help="Cases to check convergence and an unbounded epsilon on, default 3."),
     ] = 3,
     data_root: Annotated[
         Path | None, typer.Option(help="Where the data set lies now, if it was moved.")
@@ -110,13 +120,15 @@ def attack(
     if corruptions:
         _takes_corruptions(given)
     text = console(as_json)
-    from seguro.attacks.threat import parse_epsilons
-
-    strengths = parse_epsilons(eps)
     if dry_run:
+        from seguro.api.attack import look
+        from seguro.engine.model import load_model
+
+        _, found, strengths = look(run, load_model(run).plan, options, data=data, data_root=data_root)
         told = "corruptions" if corruptions else f"{suite} at {', '.join(map(str, strengths))}"
-        text.print(f"would attack {run} on its {cases} cases: {told}", markup=False)
-        finish(text, result={"run": str(run), "eps": [e.number for e in strengths]}, as_json=as_json)
+        text.print(f"would attack {run} on {len(found)} {cases} cases: {told}", markup=False)
+        plain = {"run": str(run), "cases": len(found), "eps": [e.number for e in strengths]}
+        finish(text, result=plain, as_json=as_json)
         return
     if support_label and not support:
         raise ConfigError("--support-label: it is the mask of a --support; give that too")
