@@ -10,12 +10,15 @@ the measurement and `--collect` only gathers what is there: the seeds of each ar
 experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `merge` (name: classes of the
 MSD data set that count as one); `grid` (fields of plan.json in both workspaces) and `workspaces` (name:
 further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, more options);
-`pairs` (arm: arms that it is compared with); `bench` (run, with, and options of the command).
+`pairs` (arm: arms that it is compared with, on the seeds that both have); `margins` (differences of such a
+pair that are asked for: setting, against, metric, and at_least or at_most); `bench` (run, with, and options
+of the command).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -33,7 +36,7 @@ from seguro.core.settings import read_yaml
 from seguro.core.types import ScoreRow
 from seguro.data.formats import read_label, write_label
 from seguro.evaluation.scores import read_csv
-from seguro.evaluation.statistics import paired
+from seguro.evaluation.statistics import MEAN, paired
 from seguro.report.figures import strip
 
 OWN = ("kind", "workspace", "seeds")
@@ -130,46 +133,41 @@ def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
 
 def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     """Write result.json and figure.svg of the seeds of every arm that are scored."""
-    scores: dict[str, list[list[ScoreRow]]] = {}
-    seeds: dict[str, list[int]] = {}
+    scores: dict[str, dict[int, list[ScoreRow]]] = {}
     minutes: dict[str, list[float]] = {}
     updates: dict[str, list[int]] = {}
     machine = ""
     for arm, told in plan["arms"].items():
         runs = {s: run_of(work, folder.name, plan, arm, s) for s in told["seeds"]}
         files = {s: scores_of(r, plan["cases"]) for s, r in runs.items()}
-        seeds[arm] = [s for s, f in files.items() if f.exists()]
-        if seeds[arm]:
-            scores[arm] = [read_csv(files[s]) for s in seeds[arm]]
-            recorded = [read_json(runs[s] / "stage.json")["recorded"] for s in seeds[arm]]
+        if found := {s: read_csv(f) for s, f in files.items() if f.exists()}:
+            scores[arm] = found
+            recorded = [read_json(runs[s] / "stage.json")["recorded"] for s in found]
             minutes[arm] = [r["minutes"] for r in recorded]
             updates[arm] = [r["updates"] for r in recorded]
             machine = recorded[0]["machine"]
     if not scores:
         sys.exit(f"{work}: nothing is scored yet")
-    missing = [f"{a}, seed {s}" for a, t in plan["arms"].items() for s in t["seeds"] if s not in seeds[a]]
-    mean = {arm: over_seeds(runs) for arm, runs in scores.items()}
+    missing = [
+        f"{a}, seed {s}" for a, t in plan["arms"].items() for s in t["seeds"] if s not in scores.get(a, {})
+    ]
+    pairs = compared(plan, scores)
     table = run_of(work, folder.name, plan, plan["bench"]["run"], 0) / "bench" / "bench.json"
     result = {
         "command": f"python benchmarks/experiments/pfseg_systems.py {folder.name}",
-        "seed": {arm: seeds[arm] for arm in scores},
+        "seed": {arm: list(runs) for arm, runs in scores.items()},
         "versions": {p: version(p) for p in PACKAGES},
         "machine": machine,
         "minutes": minutes,
         "updates": updates,
         "not_run": missing,
-        "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs, seeds[arm])],
-        "pairs": [
-            {"setting": a, "against": b, **row._asdict()}
-            for a, others in plan.get("pairs", {}).items()
-            for b in others
-            if a in mean and b in mean
-            for row in paired(mean[b], mean[a], intersect=True)
-        ],
+        "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs)],
+        "pairs": pairs,
+        "margins": margins(plan, pairs),
         "bench": read_json(table) if table.exists() else None,
     }
     write_json(folder / "result.json", result)
-    dots = [(arm, dice_of(rows)) for arm, rows in mean.items()]
+    dots = [(arm, dice_of(over_seeds(list(runs.values())))) for arm, runs in scores.items()]
     drawing = strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1))
     write_text(folder / "figure.svg", standalone(str(drawing)))
     if table.exists():
@@ -177,12 +175,37 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 
 
-def _rows(
-    plan: Mapping[str, Any], arm: str, runs: Sequence[Sequence[ScoreRow]], seeds: Sequence[int]
+def _rows(plan: Mapping[str, Any], arm: str, runs: Mapping[int, Sequence[ScoreRow]]) -> list[dict[str, Any]]:
+    return rows_of({**plan, "arms": {arm: train_options(plan, arm)}}, arm, runs)
+
+
+def compared(
+    plan: Mapping[str, Any], scores: Mapping[str, Mapping[int, Sequence[ScoreRow]]]
 ) -> list[dict[str, Any]]:
-    return rows_of(
-        {**plan, "arms": {arm: train_options(plan, arm)}}, arm, dict(zip(seeds, runs, strict=True))
-    )
+    """Return the paired comparisons of the experiment, each on the seeds that both arms have."""
+    every = [(a, b) for a, others in plan.get("pairs", {}).items() for b in others]
+    shared = {(a, b): [s for s in scores.get(a, {}) if s in scores.get(b, {})] for a, b in every}
+    return [
+        {"setting": a, "against": b, "seeds": both, **row._asdict()}
+        for (a, b), both in shared.items()
+        if both
+        for row in paired(
+            over_seeds([scores[b][s] for s in both]), over_seeds([scores[a][s] for s in both]), intersect=True
+        )
+    ]
+
+
+def margins(plan: Mapping[str, Any], pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return every difference that is asked for and has a pair, with what it is and whether it is kept."""
+    out = []
+    for asked in plan.get("margins", []):
+        named = {k: asked[k] for k in ("setting", "against", "metric")} | {"cls": MEAN}
+        for row in pairs:
+            if all(row[k] == v for k, v in named.items()):
+                least, most = asked.get("at_least", -math.inf), asked.get("at_most", math.inf)
+                told = {k: row[k] for k in ("difference", "low", "high", "seeds")}
+                out.append({**asked, **told, "kept": least <= row["difference"] <= most})
+    return out
 
 
 def main() -> int:

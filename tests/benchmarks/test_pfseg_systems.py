@@ -15,10 +15,15 @@ from seguro import api
 from seguro.cli.main import app
 from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml, settings_from
-from seguro.core.types import ScoreRow
+from seguro.core.types import Classes, ScoreRow
 from seguro.data import phantom
 from seguro.data.formats import read_label
+from seguro.data.plan import Fingerprint, Intensity, Plan, Spread
 from seguro.evaluation.scores import write_csv
+from seguro.methods import get
+from seguro.methods.contract import Whole, Windows
+from seguro.methods.pfseg.config import PRESETS, PfsegConfig
+from seguro.networks import build
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 NAMES = sorted(p.parent.name for p in EXPERIMENTS.glob("pfseg_*/experiment.yaml"))
@@ -62,23 +67,87 @@ def test_every_arm_command_and_pair_is_valid(name, systems):
     parsed("bench", ["pfseg", told.pop("run"), *systems.options(told)])
     assert {plan["bench"]["run"], plan["bench"]["second"], *plan["bench"]["with"]} <= set(configs)
     assert all(0 in plan["arms"][a]["seeds"] for a in (plan["bench"]["run"], *plan["bench"]["with"]))
-    rates = {c["learning_rate"] for c in configs.values()}
-    assert len(rates) == 1 and len({c["average"] for c in configs.values()}) == 1  # one recipe
+    for field in ("learning_rate", "average", "schedule", "clip", "weight_decay", "augment"):
+        assert all(c[field] == configs["pfseg"][field] for c in configs.values()), field
+    for config in configs.values():  # neither has what the other lacks
+        assert config.get("warmup", 0) == 0 and config.get("p_shift", 0) == 0
+        assert config.get("prior", "none") == "none" and config.get("rotate", "all") == "all"
+    for asked in plan["margins"]:
+        assert asked["against"] in plan["pairs"][asked["setting"]]
+
+
+def plan_of(**told) -> Plan:
+    """Return a plan of CHAOS with what the experiment sets."""
+    spread = Spread(low=1, median=1, high=1)
+    shape = told["patch"]
+    fingerprint = Fingerprint(
+        n_cases=1, n_labelled=1, shape=shape, spacing=(spread,) * 3, extent=(spread,) * 3, intensity=({},),
+        volume_ml={}, present={},
+    )  # fmt: skip
+    return Plan(
+        name="chaos", dims=3, unit="mm", channels=(Intensity(name="t2", scheme="zscore"),),
+        classes=Classes(names=("background", *"abcd"), values=((0,), (1,), (2,), (3,), (4,))),
+        fingerprint=fingerprint, folds=(), **told,
+    )  # fmt: skip
+
+
+def built(systems, plan, arm):
+    """Return the method of an arm on the plan that its workspace has."""
+    told = plan["workspaces"][systems.arm_of(plan, arm)["workspace"]]
+    method = get(systems.arm_of(plan, arm)["method"])
+    config = method.Config.model_validate(config_of(systems, plan, arm))
+    return method(config, plan_of(**plan["grid"], **told), build)
+
+
+def count(*modules) -> int:
+    return sum(p.numel() for m in modules for p in m.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_arms_have_the_same_network_at_the_resolution_they_work_at(name, systems):
+    made = {arm: built(systems, PLANS[name], arm) for arm in PLANS[name]["arms"]}
+    own = {arm: m.modules["network"] for arm, m in made.items()}
+    ours = own["us"]
+    body = [ours.encoder, ours.segment.up, ours.segment.blocks]  # without what enlarges the output
+    for arm in ("low", "decomposed"):
+        core = own[arm].network
+        assert core.encoder.pools == ours.encoder.pools and own[arm].scale == ours.scale
+        assert count(core.up, core.dec) == count(ours.segment.up, ours.segment.blocks)
+    low = own["low"].network
+    assert count(low.encoder, low.up, low.dec) == count(*body)
+    assert count(own["pfseg"].encoder, own["pfseg"].guide, own["pfseg"].segment) > count(low)
+    for arm in ("full", "windows"):  # as many pools, the first ones of the plan
+        assert len(own[arm].encoder.pools) == len(ours.encoder.pools)
+        assert own[arm].encoder.pools[0] == ours.scale
+        assert count(own[arm]) == pytest.approx(count(ours), rel=0.35)  # four of them halve, three of ours
+    assert count(own["low"]) == pytest.approx(count(ours), rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_windows_are_predicted_in_windows(name, systems):
+    for arm in PLANS[name]["arms"]:
+        made = built(systems, PLANS[name], arm)
+        tiling = made.predictor(made.modules).tiling
+        assert isinstance(tiling, Windows if arm == "windows" else Whole), arm
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_step_of_the_ablation_adds_one_thing(name, systems):
     plan = PLANS[name]
-    chain = [config_of(systems, plan, arm) for arm in ("us", "sr", "tel", "ssl", "pfseg")]
+    arms = ("us", "sr", "tel", "ssl", "sgm", "varied", "pfseg")
+    chain = [config_of(systems, plan, arm) for arm in arms]
     weights = [
         {k: v for k, v in c.items() if k.endswith("_weight") or k in ("guidance", "inject")} for c in chain
     ]
-    on = [{k for k, v in w.items() if v not in (0, "none", "concat")} for w in weights]
-    steps = [sorted(b - a) for a, b in pairwise(on)]
+    steps = [sorted(k for k in b if a[k] != b[k]) for a, b in pairwise(weights)]
     assert steps == [
-        ["restoration_weight"], ["target_weight"], ["similarity_weight"],
-        ["guidance", "guided_weight", "inject"],
+        ["restoration_weight"], ["target_weight"], ["similarity_weight"], ["guidance", "guided_weight"],
+        ["guidance"], ["inject"],
     ]  # fmt: skip
+    published, default = (PfsegConfig.model_validate(m) for m in (PRESETS["paper"], PRESETS["small"]))
+    places = [(c["guidance"], c["inject"]) for c in chain]
+    assert places[4] == (published.guidance, published.inject)
+    assert places[6] == (default.guidance, default.inject)
     apart = [{k: v for k, v in c.items() if k not in w} for c, w in zip(chain, weights, strict=True)]
     assert all(c == apart[0] for c in apart)
 
@@ -87,7 +156,7 @@ def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch)
     name = "pfseg_chaos_small"
     plan, folder = PLANS[name], tmp_path / name
     folder.mkdir()
-    dice = {("pfseg", 0): 0.8, ("pfseg", 2): 0.6, ("low", 0): 0.5}
+    dice = {("pfseg", 0): 0.8, ("pfseg", 2): 0.6, ("low", 0): 0.5, ("us", 1): 0.9}
     for (arm, seed), value in dice.items():
         run = systems.run_of(tmp_path, name, plan, arm, seed)
         rows = [
@@ -97,14 +166,36 @@ def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch)
         write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 250, "machine": "m"}})
     systems.collect(folder, plan, tmp_path)
     found = read_json(folder / "result.json")
-    assert found["seed"] == {"low": [0], "pfseg": [0, 2]}
+    assert found["seed"] == {"low": [0], "pfseg": [0, 2], "us": [1]}
     assert "pfseg, seed 1" in found["not_run"] and "low, seed 0" not in found["not_run"]
     n_runs = sum(len(a["seeds"]) for a in plan["arms"].values())
     assert len(found["not_run"]) == n_runs - len(dice)
     row = next(r for r in found["rows"] if r["setting"] == "pfseg")
     assert row["value"] == pytest.approx(0.71) and row["seeds"] == [0, 2]
-    assert found["pairs"]
-    assert {(p["setting"], p["against"]) for p in found["pairs"]} == {("pfseg", "low")}
+    # of seed 0, which both have: 0.8 against 0.5, not the mean of 0.8 and 0.6; and no seed shared with us
+    assert {(p["setting"], p["against"], *p["seeds"]) for p in found["pairs"]} == {("pfseg", "low", 0)}
+    assert all(p["difference"] == pytest.approx(0.3) for p in found["pairs"])
+    [margin] = found["margins"]
+    assert margin["against"] == "low" and margin["seeds"] == [0] and margin["kept"]
+    assert margin["difference"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "difference", "kept"),
+    [
+        ("at_least", -0.004, True),
+        ("at_least", -0.006, False),
+        ("at_most", -0.01, True),
+        ("at_most", 0, False),
+    ],
+    ids=["little less", "less", "lower", "not lower"],
+)
+def test_a_margin_is_kept_or_not(systems, limit, difference, kept):
+    asked = {"setting": "a", "against": "b", "metric": "dice"}
+    row = {**asked, "cls": "mean", "difference": difference, "low": None, "high": None, "seeds": [0]}
+    other = {**row, "cls": "liver", "difference": -difference}
+    found = systems.margins({"margins": [{**asked, limit: -0.005}]}, [other, row])
+    assert [(m["difference"], m["kept"]) for m in found] == [(difference, kept)]
 
 
 def test_merged_classes_count_as_one_and_are_written_once(systems, tmp_path):

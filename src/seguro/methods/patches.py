@@ -15,7 +15,7 @@ from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
 from seguro.data.store import Stored
-from seguro.methods.contract import Predictor, Slices, Support, Windows
+from seguro.methods.contract import Predictor, Slices, Support, Whole, Windows
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,16 @@ def labelled_patch(
 
 
 class NetworkPredictor(Predictor):
-    """A plain network as predictor: windows in 3-D, slices in 2-D."""
+    """A plain network as predictor: windows or, if `whole`, one pass in 3-D, slices in 2-D."""
 
-    def __init__(self, network: nn.Module, plan: Plan, *, overlap: float = 0.5) -> None:
+    def __init__(self, network: nn.Module, plan: Plan, *, overlap: float = 0.5, whole: bool = False) -> None:
         super().__init__()
         self.network = network
         self.classes = plan.classes
         self.dims = plan.dims
-        if plan.dims == 3:
+        if plan.dims == 3 and whole:
+            self.tiling = Whole((plan.multiple[0], plan.multiple[1], plan.multiple[2]))
+        elif plan.dims == 3:
             self.tiling = Windows((plan.patch[0], plan.patch[1], plan.patch[2]), overlap)
         else:
             self.tiling = Slices(plan.slice_axis, (plan.patch[0], plan.patch[1]), overlap)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
@@ -25,6 +26,8 @@ class Supervised:
     needs: ClassVar[Needs] = Needs(dims=(2, 3), labels="all", segments=True, monitor="max:dice")
 
     def __init__(self, config: SupervisedConfig, plan: Plan, build: Build) -> None:
+        if config.tiling == "whole" and plan.dims != 3:
+            raise ConfigError(f"tiling whole: it needs a 3-D plan, this one is {plan.dims}-D; use windows")
         self.config = config
         self.plan = plan
         network = build(
@@ -80,8 +83,10 @@ class Supervised:
         """Nothing to restore."""
 
     def predictor(self, modules: nn.ModuleDict) -> Predictor:
-        """Return the network with the plan's tiling."""
-        return NetworkPredictor(modules["network"], self.plan, overlap=self.config.overlap)
+        """Return the network with the plan's tiling, or on whole volumes."""
+        c = self.config
+        whole = c.tiling == "whole"
+        return NetworkPredictor(modules["network"], self.plan, overlap=c.overlap, whole=whole)
 
     def shared(self) -> list[str]:
         """Everything may leave a site."""
