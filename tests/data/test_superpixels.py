@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from seguro import api
 from seguro.core.errors import DataError, ExtraMissing
@@ -43,6 +45,62 @@ def test_every_id_exists_and_is_large_enough_inside_the_body(kind):
     there = np.unique(found[found > 0])
     assert (there == np.arange(1, len(there) + 1)).all()  # also over the volume none is missing
     assert (superpixels.superpixels(image, how) == found).all()
+
+
+def dumbbell() -> np.ndarray:
+    """A body (1, 3, 40, 60) of two halves, joined by a bridge of another brightness."""
+    image = np.zeros((1, 3, 40, 60), np.float32)
+    image[..., 4:36, 4:20] = image[..., 4:36, 42:56] = 1.0
+    image[..., 18:22, 20:42] = 0.6
+    return image
+
+
+def n_pieces(found: np.ndarray) -> list[int]:
+    """Return of every superpixel of a slice in how many 8-connected pieces it is."""
+    eight = np.ones((3, 3))
+    return [ndimage.label(found == i, eight)[1] for i in np.unique(found[found > 0])]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_are_superpixels_of_their_own_where_that_is_asked_for(kind, monkeypatch):
+    """The body mask may cut a region in two: its id stays one by default, as published."""
+    pytest.importorskip("skimage")
+    image = dumbbell()
+    both = image[0] > 0.9
+    cut = both.astype(int) if kind == "supervoxels" else both[0].astype(int)  # an id for both halves
+    tool = SimpleNamespace(felzenszwalb=lambda *a, **k: cut.copy(), slic=lambda *a, **k: cut.copy())
+    monkeypatch.setattr(superpixels, "_skimage", lambda: tool)
+    how = Superpixels(kind=kind, min_size=30)
+    plain = superpixels.superpixels(image, how)[0] * both[0]
+    whole = superpixels.superpixels(image, how.model_copy(update={"contiguous": True}))[0] * both[0]
+    assert n_pieces(plain) == [2] and (plain > 0).sum() == 32 * 30
+    assert n_pieces(whole) == ([1] if kind == "supervoxels" else [1, 1])
+    assert (whole > 0).sum() == 32 * (16 if kind == "supervoxels" else 30)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_contiguous_superpixels_are_whole_and_large_enough(kind, seed):
+    pytest.importorskip("skimage")
+    how = LITTLE.model_copy(update={"kind": kind, "contiguous": True, "foreground": 0.3})
+    image = volume(seed=seed) + np.random.default_rng(seed).normal(0, 8, (1, 6, 48, 56)).astype(np.float32)
+    found = superpixels.superpixels(image, how)
+    plain = superpixels.superpixels(image, how.model_copy(update={"contiguous": False}))
+    assert all(n == 1 for slice_ in found for n in n_pieces(slice_))
+    if kind == "felzenszwalb":  # SLIC cuts inside the mask, and seldom into pieces
+        assert max(n for slice_ in plain for n in n_pieces(slice_)) > 1
+    for z, i in existing(found):
+        part = found[z] == i
+        assert part.sum() >= 30
+        assert len(np.unique(plain[z][part])) == 1  # never across what was apart before
+
+
+def test_only_the_largest_piece_of_an_id_stays():
+    pytest.importorskip("skimage")
+    parts = np.array([[1, 1, 0, 2, 0], [0, 0, 1, 0, 2], [3, 0, 0, 0, 0], [3, 0, 1, 0, 3]])
+    expected = np.array([[1, 1, 0, 2, 0], [0, 0, 1, 0, 2], [3, 0, 0, 0, 0], [3, 0, 0, 0, 0]])
+    assert (superpixels.largest_pieces(parts) == expected).all()
+    assert superpixels.pieces(parts).max() == 5
 
 
 def test_slices_do_not_depend_on_each_other_or_on_the_axis():
@@ -149,6 +207,7 @@ def test_they_are_computed_once_and_resumed_case_by_case(prepared):
 
 def test_other_options_are_other_files():
     assert HOW.name != Superpixels().name == Superpixels(min_size=400).name
+    assert Superpixels(contiguous=True).name != Superpixels().name == "superpixels-09079b3d356fcca2"
 
 
 def test_without_scikit_image_the_error_names_the_extra(prepared, monkeypatch):

@@ -52,11 +52,17 @@ class Superpixels(Record):
     """Of supervoxels: slices that one is aimed to span."""
     foreground: float = Field(10 / 255, ge=0, lt=1)
     """The body is what is brighter than this share of the volume's range (ADNet's rule, without units)."""
+    contiguous: bool = False
+    """Whether every piece (8-connected) that the body mask has cut off is a superpixel of its own; of
+    supervoxels, whose ids slices share, the largest piece on each slice stays. Published: pieces share ids."""
 
     @property
     def name(self) -> str:
         """Name of the files of these options, between the case and the ending."""
-        return f"superpixels-{sha256_json({**self.model_dump(), 'schema': SCHEMA})[:16]}"
+        said = self.model_dump()
+        if not self.contiguous:  # files from before there was this option keep their name
+            del said["contiguous"]
+        return f"superpixels-{sha256_json({**said, 'schema': SCHEMA})[:16]}"
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,7 @@ def superpixels(
 
     Of 2-D kinds ids begin anew on each slice along `axis`; none is missing. Every superpixel has on each
     slice at least the smallest area, also after the body mask has cut it; what is smaller belongs to none.
+    Where that mask has cut it into pieces, these share its id unless `how.contiguous`.
 
     Args:
         image: on the planned grid, any intensities.
@@ -166,7 +173,7 @@ def superpixels(
             cut(s, b, how, smallest) if b.any() else np.zeros(b.shape, int)
             for s, b in zip(slices, body, strict=True)
         )
-        found = np.stack([_renumbered(p, b, smallest) for p, b in zip(parts, body, strict=True)])
+        found = np.stack([_renumbered(p, b, how, smallest) for p, b in zip(parts, body, strict=True)])
     return np.ascontiguousarray(np.moveaxis(found, 0, axis)).astype(np.int32)
 
 
@@ -199,13 +206,41 @@ def _scaled(image: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((image - low) * (INTENSITIES / np.maximum(high - low, 1e-12)), np.float32)
 
 
-def _renumbered(parts: NDArray[Any], body: NDArray[np.bool_], smallest: int) -> NDArray[np.int32]:
+def _renumbered(
+    parts: NDArray[Any], body: NDArray[np.bool_], how: Superpixels, smallest: int
+) -> NDArray[np.int32]:
     """Return ids 1, 2, ... of those `parts` that keep the smallest area inside the body; 0 elsewhere."""
     inside = np.where(body, parts - parts.min() + 1, 0)  # an id 0 of the cut would be lost in the background
+    if how.contiguous:
+        inside = pieces(inside)
     sizes = np.bincount(inside.ravel())
     kept = sizes >= smallest
     kept[0] = False
     return np.asarray(np.where(kept, np.cumsum(kept), 0)[inside], np.int32)
+
+
+def pieces(parts: NDArray[Any]) -> NDArray[Any]:
+    """Return a map (A, B) with an id for every 8-connected piece of an id of `parts`; 0 stays.
+
+    Raises:
+        ExtraMissing: scikit-image is not installed.
+    """
+    _skimage()
+    from skimage import measure
+
+    label: Any = measure.label  # untyped
+    found: NDArray[Any] = label(parts, background=0, connectivity=2)
+    return found
+
+
+def largest_pieces(parts: NDArray[Any]) -> NDArray[Any]:
+    """Return `parts` (A, B) with nothing but the largest 8-connected piece of each id."""
+    found = pieces(parts)
+    sizes = np.bincount(found.ravel())
+    owner = np.zeros(len(sizes), parts.dtype)
+    owner[found] = parts
+    best = {int(owner[i]): int(i) for i in np.argsort(sizes, kind="stable")}  # the last of an id: its largest
+    return np.where(np.isin(found, list(best.values())), parts, 0)
 
 
 def _felzenszwalb(
@@ -249,6 +284,8 @@ def _supervoxels(
         channel_axis=-1,
     )
     for part in parts:
+        if how.contiguous:
+            part[...] = largest_pieces(part)
         sizes = np.bincount(part.ravel())
         part[(sizes < smallest)[part]] = 0
     table = np.zeros(int(parts.max()) + 1, np.int32)
