@@ -113,7 +113,10 @@ def test_guards_pass_and_fail_where_they_should():
     assert guards.noise(ones, ones - 0.01, low).passed and not guards.noise(ones, low, low - 0.05).passed
     assert guards.moved(ones, low).passed and not guards.moved(ones, ones).passed
     assert guards.order(low, ones).passed and not guards.order(ones, low).passed
-    assert guards.converged(low, low - 0.01).passed and not guards.converged(ones, low).passed
+    near = guards.converged(np.stack([ones, low]), np.stack([ones, low - 0.01]), ["8/255", "16/255"])
+    far = guards.converged(np.stack([ones, low]), np.stack([ones - 0.05, low]), ["8/255", "16/255"])
+    assert near.passed and "16/255" in near.detail
+    assert not far.passed and "8/255" in far.detail  # what is gone at the largest has no further to fall
     assert guards.unbounded(np.zeros(4)).passed and not guards.unbounded(low).passed
     assert guards.repeatable(low, low).passed and not guards.repeatable(low, low + 0.01).passed
     assert guards.flags([[], [], []]).passed and not guards.flags([["x: nan"], []]).passed

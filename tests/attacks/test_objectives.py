@@ -16,6 +16,8 @@ from seguro.core.types import IGNORE, Classes
 TWO = Classes(names=("background", "a"), values=((0,), (1,)))
 THREE = Classes(names=("background", "a", "b"), values=((0,), (1,), (2,)))
 REGIONS = Classes(names=("whole", "core"), values=((1, 2), (2,)), regions=True, paint=(1, 2))
+HELD = ("cospgd", "masked-ce", "balanced-masked-ce")
+"""Objectives that hold a weight or a part of the value fixed."""
 SMOOTHLY = [n for n in OBJECTIVES if n != "dlr"]
 EXACT = 1e-6
 
@@ -48,9 +50,10 @@ LENGTH = (P**2 + (1 - P) ** 2) ** 0.5
         # Both voxels are taken for background by a logit of one; the first rightly, the second is "a".
         ("ce", 0.0, (CE_RIGHT + CE_WRONG) / 2),
         ("balanced-ce", 0.0, (CE_RIGHT + CE_WRONG) / 2),
-        ("masked-ce", 0.0, CE_RIGHT / 2),
-        ("balanced-masked-ce", 0.0, CE_RIGHT / 2),
+        ("masked-ce", 0.0, (CE_RIGHT + CE_WRONG) / 2),
+        ("balanced-masked-ce", 0.0, (CE_RIGHT + CE_WRONG) / 2),
         ("margin", 0.0, (-1.0 + 0.0) / 2),
+        ("balanced-margin", 0.0, (-1.0 + 0.0) / 2),
         ("dice", 0.0, 1 - (2 * (1 - P) + 1) / (2 * (1 - P) + 1 + 1)),
         ("tversky", 0.0, 1 - (1 - P + 0.5) / (1 - P + 0.3 * (1 - P) + 0.7 * P + 0.5)),
         ("segpgd", 0.0, CE_RIGHT / 2),
@@ -93,7 +96,7 @@ def test_regions_by_hand() -> None:
     """One voxel inside "whole" but not "core", with logits 1 and 1: right and wrong by one."""
     logits, of = torch.ones(1, 2, 1, 1), truth([[[1]]], REGIONS)
     assert value("ce", logits, of).item() == pytest.approx((CE_RIGHT + CE_WRONG) / 2, abs=EXACT)
-    assert value("masked-ce", logits, of).item() == pytest.approx(CE_RIGHT / 2, abs=EXACT)
+    assert value("masked-ce", logits, of).item() == pytest.approx((CE_RIGHT + CE_WRONG) / 2, abs=EXACT)
     assert value("margin", logits, of).item() == pytest.approx(-0.5, abs=EXACT)
     dice = 1 - ((2 * P + 1) / (P + 2) + 1 / (P + 1)) / 2
     assert value("dice", logits, of).item() == pytest.approx(dice, abs=EXACT)
@@ -109,7 +112,7 @@ def sample(classes: Classes, size: tuple[int, ...], n: int = 2) -> tuple[Tensor,
 
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 2)], ids=["2d", "3d"])
 @pytest.mark.parametrize("classes", [TWO, THREE, REGIONS], ids=["two", "three", "regions"])
-@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n != "cospgd"])
+@pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in HELD])
 def test_gradient_is_the_finite_difference(name: str, classes: Classes, size: tuple[int, ...]) -> None:
     if name == "dlr" and (classes.regions or classes.n < 3):
         pytest.skip("dlr needs three exclusive classes")
@@ -136,6 +139,30 @@ def test_cospgd_is_cross_entropy_with_a_fixed_weight() -> None:
     p = logits.detach().softmax(1)
     cosine = (p * of.hot).sum(1, keepdim=True) / p.norm(dim=1, keepdim=True)
     torch.testing.assert_close(cos, ce * cosine)
+
+
+@pytest.mark.parametrize("name", ["ce", "balanced-ce"])
+def test_masked_cross_entropy_has_the_value_of_all_voxels_and_the_gradient_of_right_ones(name: str) -> None:
+    logits, of = sample(THREE, (3, 4))
+    logits.requires_grad_(True)
+    masked = OBJECTIVES["balanced-masked-ce" if name == "balanced-ce" else "masked-ce"](logits, of, 0)
+    whole = OBJECTIVES[name](logits, of, 0)
+    torch.testing.assert_close(masked, whole)
+    (ours,) = torch.autograd.grad(masked.sum(), logits)
+    (theirs,) = torch.autograd.grad(whole.sum(), logits)
+    right = logits.argmax(1, keepdim=True) == of.label.unsqueeze(1)
+    assert 0 < int(right.sum()) < right.numel()
+    torch.testing.assert_close(ours, theirs * right)
+
+
+def test_the_balanced_margin_gives_each_class_the_same_weight() -> None:
+    """Seven voxels of background right by 2, one of "a" right by 3; wrong ones count nothing."""
+    logits = torch.zeros(1, 2, 1, 8)
+    logits[0, 1, 0, :7], logits[0, 1, 0, 7] = -2.0, 3.0
+    of = truth([[[0] * 7 + [1]]], TWO)
+    assert value("balanced-margin", logits, of).item() == pytest.approx(-2.5, abs=EXACT)
+    logits[0, 1, 0, 7] = -5.0
+    assert value("balanced-margin", logits, of).item() == pytest.approx(-1.0, abs=EXACT)
 
 
 def test_dlr_does_not_change_with_shift_and_scale() -> None:

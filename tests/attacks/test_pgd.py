@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from seguro.attacks.pgd import PGD, Noise, _unit
+from seguro.attacks.pgd import PGD, Noise, _unit, falling
 from seguro.attacks.threat import SLACK, Threat
 from seguro.attacks.victim import Truth, Victim
 from seguro.core.errors import ConfigError
@@ -94,6 +94,35 @@ def test_momentum_carries_on_against_the_last_gradient() -> None:
         assert visited == pytest.approx([0.0, 0.0, 0.25, last])
 
 
+def test_the_step_falls_linearly_from_twice_epsilon() -> None:
+    """On a slope that never ends: cut off by the ball at once; in a wide one .2, .15, .1 and .05."""
+    x = torch.zeros(1, 1, 1, 1)
+    truth = Truth(torch.zeros(1, 1, 1, dtype=torch.uint8), torch.ones(1, 1), TWO)
+    visited: list[float] = []
+
+    def slope(z: Tensor) -> Tensor:
+        visited.append(float(z.detach()))
+        return torch.cat([torch.zeros_like(z), z], 1)
+
+    threat = Threat(torch.ones(1, 1), -torch.ones(1, 1), torch.ones(1, 1))
+    falling("ce", 4, 1)(Victim(slope, truth), x, threat.scaled(0.1), [0])
+    assert visited == pytest.approx([0.0, 0.0, 0.1, 0.1, 0.1, 0.1])
+    visited.clear()
+    PGD("ce", 4, 1, 0.2, "linear", start="clean")(Victim(slope, truth), x, threat, [0])
+    assert visited == pytest.approx([0.0, 0.0, 0.2, 0.35, 0.45, 0.5])
+
+
+@TOY
+def test_restarts_of_a_search_from_the_image_are_random(nets) -> None:
+    """The first is that of one search alone; further ones begin elsewhere, by the seed."""
+    threat = nets.threat(EPS)
+    one = falling("balanced-margin", 3, 1)(nets.victim(), nets.x, threat, nets.seeds)
+    two = falling("balanced-margin", 3, 2)(nets.victim(), nets.x, threat, nets.seeds)
+    again = falling("balanced-margin", 3, 2)(nets.victim(), nets.x, threat, nets.seeds)
+    assert torch.equal(two.trace[:3], one.trace) and torch.equal(two.x, again.x)
+    assert bool((two.score <= one.score).all()) and two.backwards == 2 * one.backwards
+
+
 def test_gradients_are_scaled_for_momentum() -> None:
     gradient = torch.tensor([[[[3.0, -1.0]]], [[[0.0, 0.0]]]])
     assert _unit(gradient).tolist() == [[[[1.5, -0.5]]], [[[0.0, 0.0]]]]
@@ -121,7 +150,6 @@ def test_noise_is_at_full_size_and_asks_for_no_gradient(nets) -> None:
         ({"steps": 0}, "at least 1"),
         ({"step": 0.0}, "above 0"),
         ({"momentum": -1.0}, "momentum"),
-        ({"start": "clean", "restarts": 2}, "all the same"),
         ({"objective": "dise"}, "expected one of"),
     ],
 )

@@ -78,7 +78,7 @@ class AttackJob:
         self.checked = spread(self.cases, options.check)
         self._tell = progress
         self._done = 0
-        self._total = len(self.cases) * len(self.epsilons) + 2 * len(self.checked)
+        self._total = len(self.epsilons) * (len(self.cases) + len(self.checked))
         self._open: _Open | None = None
 
     def open(self, case: Case) -> _Open:
@@ -293,9 +293,10 @@ class AttackJob:
             out.append(guards.order(np.minimum.reduce(white), np.minimum.reduce(black)))
         if self.checked:
             harder = self.suite(self.effort.doubled(), bar)
-            twice = [self.record(c, self.epsilons[-1], harder).score for c in self.checked]
-            once = [done[c.id][-1].score for c in self.checked]
-            out.append(guards.converged(np.array(once), np.array(twice)))
+            strengths = list(enumerate(self.epsilons))[1:]
+            twice = [[self.record(c, e, harder).score for c in self.checked] for _, e in strengths]
+            once = [[done[c.id][i].score for c in self.checked] for i, _ in strengths]
+            out.append(guards.converged(np.array(once), np.array(twice), [str(e) for _, e in strengths]))
             single = self.suite(self.effort, bar, "quick" if white else "blackbox")
             left = [self.record(c, Epsilon(1.0, "range"), single).score for c in self.checked]
             out.append(guards.unbounded(np.array(left)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from seguro.attacks.apgd import APGD
 from seguro.attacks.fab import FAB
 from seguro.attacks.objectives import OBJECTIVES
-from seguro.attacks.pgd import PGD, Noise
+from seguro.attacks.pgd import PGD, Noise, falling
 from seguro.attacks.square import Square, published
 from seguro.attacks.threat import Threat
 from seguro.attacks.victim import Attack, Found, Victim
@@ -49,7 +49,8 @@ def suite(name: str, classes: Classes, effort: Effort, *, bar: float | None = No
     ours. quick: its strongest member alone. blackbox: Square alone, for models without gradients.
 
     Args:
-        name: a suite, or names of single attacks: apgd-OBJECTIVE, pgd-OBJECTIVE, fab, square.
+        name: a suite, or names of single attacks: fpgd-OBJECTIVE (a falling step), apgd-OBJECTIVE,
+            pgd-OBJECTIVE, fab, square.
         classes: of the task.
         effort: steps, restarts and queries.
         bar: mean Dice below which a case counts as broken, for FAB; None: half of the case's clean Dice.
@@ -60,8 +61,8 @@ def suite(name: str, classes: Classes, effort: Effort, *, bar: float | None = No
     objectives = ("ce",) if classes.regions or classes.n < 3 else ("ce", "dlr")
     members = {
         "rog": (*(f"apgd-{o}" for o in objectives), "fab", "published-square"),
-        "strong": (f"apgd-{STRONGEST}", *(f"apgd-{o}" for o in FURTHER), "fab", "square"),
-        "quick": (f"apgd-{STRONGEST}",),
+        "strong": (STRONGEST, *FURTHER, "fab", "square"),
+        "quick": (STRONGEST,),
         "blackbox": ("square",),
     }
     chosen = members.get(name) or tuple(dict.fromkeys(p.strip() for p in name.split(",") if p.strip()))
@@ -80,18 +81,21 @@ def _attack(name: str, effort: Effort, bar: float | None) -> Attack:
         return FAB(steps=effort.steps, restarts=effort.restarts + 1, bar=bar)
     if kind == "apgd" and objective:
         return APGD(objective, steps=effort.steps, restarts=effort.restarts)
+    if kind == "fpgd" and objective:
+        return falling(objective, effort.steps, effort.restarts)
     if kind == "pgd" and objective:
         return PGD(objective, steps=effort.steps, restarts=effort.restarts)
     raise ConfigError(
-        f"no suite or attack {name!r}; known are {', '.join(SUITES)}, and lists of apgd-OBJECTIVE, "
-        f"pgd-OBJECTIVE, fab, square and published-square, with OBJECTIVE one of {', '.join(OBJECTIVES)}"
+        f"no suite or attack {name!r}; known are {', '.join(SUITES)}, and lists of fpgd-OBJECTIVE, "
+        "apgd-OBJECTIVE, pgd-OBJECTIVE, fab, square and published-square, with OBJECTIVE one of "
+        f"{', '.join(OBJECTIVES)}"
     )
 
 
-STRONGEST = "tversky"
-"""Objective of the single attack that left the lowest Dice at equal gradient calls."""
-FURTHER = ("dice", "ce", "balanced-masked-ce", "segpgd")
-"""Objectives that found lower Dice than STRONGEST on single cases."""
+STRONGEST = "fpgd-balanced-margin"
+"""The attack that left the lowest Dice at equal gradient calls (benchmarks/experiments/attack_calls)."""
+FURTHER = ("apgd-tversky", "apgd-dice", "apgd-ce", "apgd-segpgd")
+"""Attacks that found lower Dice than STRONGEST on single cases."""
 
 
 @dataclass(frozen=True)

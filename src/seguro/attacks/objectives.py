@@ -85,15 +85,24 @@ def balanced_cross_entropy(logits: Tensor, truth: Truth, progress: float) -> Ten
     return _mean(-_log_true(logits, truth) * _balance(logits, truth), logits, truth)
 
 
+def _of_right(loss: Tensor, logits: Tensor, truth: Truth) -> Tensor:
+    """Return the mean loss with the gradient of voxels that are still right alone.
+
+    The mean over right voxels itself falls with every voxel that turns wrong: an attack that compares values
+    would take its success for failure.
+    """
+    right = _mean(loss * _correct(logits, truth), logits, truth)
+    return right + (_mean(loss, logits, truth) - right).detach()
+
+
 def masked_cross_entropy(logits: Tensor, truth: Truth, progress: float) -> Tensor:
-    """Cross entropy of voxels that are still right (Croce, Singh & Hein 2024, SEA)."""
-    return _mean(-_log_true(logits, truth) * _correct(logits, truth), logits, truth)
+    """Cross entropy with the gradient of voxels that are still right (Croce, Singh & Hein 2024, SEA)."""
+    return _of_right(-_log_true(logits, truth), logits, truth)
 
 
 def balanced_masked_cross_entropy(logits: Tensor, truth: Truth, progress: float) -> Tensor:
-    """Cross entropy of voxels that are still right, each class weighing the same (SEA)."""
-    weight = _balance(logits, truth) * _correct(logits, truth)
-    return _mean(-_log_true(logits, truth) * weight, logits, truth)
+    """As the masked one, each class weighing the same (SEA)."""
+    return _of_right(-_log_true(logits, truth) * _balance(logits, truth), logits, truth)
 
 
 def logit_ratio(logits: Tensor, truth: Truth, progress: float) -> Tensor:
@@ -119,6 +128,15 @@ def logit_ratio(logits: Tensor, truth: Truth, progress: float) -> Tensor:
 def margin(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     """The strongest wrong logit minus the true one, up to zero (Carlini & Wagner 2017): wrong is enough."""
     return _mean(_advantage(logits, truth).clamp(max=0), logits, truth)
+
+
+def balanced_margin(logits: Tensor, truth: Truth, progress: float) -> Tensor:
+    """As the margin, each class present weighing the same.
+
+    Wrong voxels have no gradient, and all right ones the same, however sure: steps are not spent on those
+    that are lost, nor on a large background. Its value rises with every gain.
+    """
+    return _mean(_advantage(logits, truth).clamp(max=0) * _balance(logits, truth), logits, truth)
 
 
 def _overlap_loss(logits: Tensor, truth: Truth, missed: float) -> Tensor:
@@ -189,6 +207,7 @@ OBJECTIVES: dict[str, Objective] = {
     "balanced-masked-ce": balanced_masked_cross_entropy,
     "dlr": logit_ratio,
     "margin": margin,
+    "balanced-margin": balanced_margin,
     "dice": dice,
     "tversky": tversky,
     "segpgd": segpgd,
