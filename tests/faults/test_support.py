@@ -72,7 +72,7 @@ def test_support_and_query_swapped_on_other_grids(few_shot_run, files, tmp_path,
     assert "must match voxel by voxel" in capsys.readouterr().err
 
 
-def test_another_modality_or_spacing_is_said(few_shot_run, files, tmp_path, capsys):
+def test_another_spacing_is_said(few_shot_run, files, tmp_path, capsys):
     image, mask, query = files
     far = np.diag([6.0, 6.0, 6.0, 1.0])
     for path in (image, mask):
@@ -80,6 +80,33 @@ def test_another_modality_or_spacing_is_said(few_shot_run, files, tmp_path, caps
     assert predict(few_shot_run, query, image, mask, tmp_path / "out", "--json") == 0
     warnings = json.loads(capsys.readouterr().out)["warnings"]
     assert any(w.startswith("support: spacing along") for w in warnings)
+
+
+def test_a_mask_of_another_scan_on_the_same_grid_is_said(few_shot_run, files, tmp_path, capsys):
+    """Support and query swapped: every file is sound and on one grid, the mask is of the other image."""
+    image, mask, query = files
+    assert predict(few_shot_run, query, image, mask, tmp_path / "own", "--json") == 0
+    assert "another scan's" not in capsys.readouterr().out
+    rewritten(image, lambda a: np.roll(a, (8, 6), (0, 1)))
+    assert predict(few_shot_run, query, image, mask, tmp_path / "other", "--json") == 0
+    flags = json.loads(capsys.readouterr().out)["predictions"][0]["flags"]["case_006"]
+    found = [f for f in flags if "is it another scan's?" in f]
+    assert len(found) == 2 and all(f.startswith("support 1: low quality, the mask of organ") for f in found)
+
+
+LOOKS = {
+    "inverted": lambda a: a.max() - a,
+    "CT": lambda a: np.where(a > 10, 40.0 + 0.3 * (a - 10), -1000.0),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_support_of_another_modality_is_said(few_shot_run, files, tmp_path, look, capsys):
+    image, mask, query = files
+    rewritten(image, lambda a: LOOKS[look](a.astype(np.float32)))
+    assert predict(few_shot_run, query, image, mask, tmp_path / "out", "--json") == 0
+    warnings = json.loads(capsys.readouterr().out)["warnings"]
+    assert any("intensity range" in w for w in warnings if w.startswith("support: "))
 
 
 def test_a_query_without_the_organ_is_flagged(few_shot_run, files, tmp_path, capsys):

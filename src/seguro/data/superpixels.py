@@ -54,7 +54,7 @@ class Superpixels(Record):
     """The body is what is brighter than this share of the volume's range (ADNet's rule, without units)."""
     contiguous: bool = False
     """Whether every piece (8-connected) that the body mask has cut off is a superpixel of its own; of
-    supervoxels, whose ids slices share, the largest piece on each slice stays. Published: pieces share ids."""
+    supervoxels, whose ids slices share, the largest piece of each slice stays. Published: all share an id."""
 
     @property
     def name(self) -> str:

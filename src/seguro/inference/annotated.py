@@ -11,6 +11,7 @@ from seguro.core.types import IGNORE, Volume, Warnings
 from seguro.data.support import Bank, annotated_slices
 from seguro.engine.model import Model
 from seguro.inference.fewshot import annotated_here, cycle_dice, quality_flags, support_flags
+from seguro.inference.outline import outline_flags
 
 SIZE_FACTOR = 3.0
 """How many times larger or smaller than in the support a class may be unflagged."""
@@ -36,6 +37,7 @@ class Annotated:
                 warnings.add(line)
         for line in few_flags(bank, self._axis):
             warnings.add(line)
+        self._unfit = outline_flags(bank, self._axis)
 
     def settle(
         self, volume: Volume, label: NDArray[np.unsignedinteger]
@@ -62,7 +64,7 @@ class Annotated:
 
     def flags(self, cycle: Mapping[str, float | None] | None, ml: Mapping[str, float] | None) -> list[str]:
         """Return a sentence for each class whose result is not to be trusted without a look."""
-        return [*quality_flags(cycle or {}), *(self.size_flags(ml) if ml else ())]
+        return [*self._unfit, *quality_flags(cycle or {}), *(self.size_flags(ml) if ml else ())]
 
     def size_flags(self, ml: Mapping[str, float]) -> list[str]:
         """Return a sentence for each class found much larger or smaller than the support shows it.
