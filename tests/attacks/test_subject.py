@@ -15,6 +15,8 @@ from seguro.core.types import IGNORE, Classes
 from seguro.inference.tiling import planned_slabs
 from seguro.methods.contract import Predictor, Slices, Windows
 
+pytestmark = pytest.mark.xdist_group("toy nets")  # trained once, by one worker
+
 CLASSES = Classes(names=("b", "x"), values=((0,), (1,)))
 
 
@@ -43,13 +45,41 @@ def own(subject: Subject, fraction: float) -> Threat:
     return Threat((high - low) * fraction, low, high)
 
 
-def test_a_volume_of_one_patch_is_attacked_as_the_patch():
-    predictor = Blur(Windows((8, 8, 8)))
-    data = made((8, 8, 8))
+class Trained(Predictor):
+    """The trained toy network in windows of its own size."""
+
+    def __init__(self, nets, overlap=0.5):
+        super().__init__()
+        self.classes, self.tiling = nets.classes, Windows((12, 12, 12), overlap)
+        self.net = nets.net
+
+    def forward(self, x, support=None):
+        return self.net(x)
+
+
+def volume(nets, *index):
+    """Some of the toy's images side by side, as one volume."""
+    parts = [(nets.x[i].numpy(), nets.label[i].numpy()) for i in index]
+    image, label = (np.concatenate([p[k] for p in parts], -1) for k in (0, 1))
+    return image, label, np.ones(1, np.float32)
+
+
+def attacked(attack, subject: Subject):
+    """Return (clean score, what the attack found) at 8/255."""
+    victim = Victim(subject.logits, subject.truth)
+    clean = float(victim.score(victim.logits(subject.x))[0])
+    return clean, attack(victim, subject.x, own(subject, 8 / 255), [0])
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_a_volume_of_one_patch_is_attacked_as_the_patch(solid2, index):
+    """E4."""
+    predictor, data = Trained(solid2), volume(solid2, index)
     one, two = patch_subject(predictor, *data), volume_subject(predictor, *data)
     assert torch.equal(one.x, two.x) and torch.allclose(one.logits(one.x), two.logits(two.x), atol=1e-5)
-    found = [PGD("dice", steps=4)(Victim(s.logits, s.truth), s.x, own(s, 0.1), [0]) for s in (one, two)]
-    assert torch.allclose(found[0].score, found[1].score, atol=0.01)
+    (clean, patch), (_, whole) = (attacked(PGD("dice", steps=4), s) for s in (one, two))
+    assert clean - float(patch.score[0]) > 0.1  # there is something to agree on
+    assert torch.allclose(patch.score, whole.score, atol=0.01)
 
 
 def test_a_volume_is_seen_as_prediction_sees_it_and_its_gradient_is_exact():
@@ -67,21 +97,24 @@ def test_a_volume_is_seen_as_prediction_sees_it_and_its_gradient_is_exact():
     assert (near[0] - near[1]) / 2e-2 == pytest.approx(float((g * step).sum()), rel=1e-2)
 
 
-def test_sharing_one_perturbation_over_windows_is_as_strong_as_stitched_patches():
-    predictor = Blur(Windows((8, 8, 8), 0.0))
-    image, label, annotated = made((8, 8, 16))
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_sharing_one_perturbation_over_windows_is_as_strong_as_stitched_patches(solid2, overlap):
+    """E4."""
+    predictor = Trained(solid2, overlap)
+    image, label, annotated = volume(solid2, 0, 1)
     whole = volume_subject(predictor, image, label, annotated)
-    threat = own(whole, 0.1)
-    attack = PGD("dice", steps=8)
-    shared = attack(Victim(whole.logits, whole.truth), whole.x, threat, [0])
+    attack, threat = PGD("dice", steps=10), own(whole, 8 / 255)
+    clean, shared = attacked(attack, whole)
     parts = []
-    for start in (0, 8):
+    for start in (0, 12):
         piece = patch_subject(
-            predictor, image[..., start : start + 8], label[..., start : start + 8], annotated
+            predictor, image[..., start : start + 12], label[..., start : start + 12], annotated
         )
-        parts.append(attack(Victim(piece.logits, piece.truth), piece.x, threat, [0]).x)
+        inner = Threat(threat.eps, *range_box(piece.x))
+        parts.append(attack(Victim(piece.logits, piece.truth), piece.x, inner, [0]).x)
     victim = Victim(whole.logits, whole.truth)
     stitched = victim.score(victim.logits(threat.project(torch.cat(parts, -1), whole.x)))
+    assert clean - float(stitched[0]) > 0.1
     assert float(shared.score[0]) <= float(stitched[0]) + 0.02
 
 
