@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from seguro import api
+from seguro.cli.bench import systems_of
 from seguro.cli.main import main
 from seguro.cli.predict import tasks_of
 from seguro.core.errors import ConfigError
@@ -66,7 +70,17 @@ def in_this_process(monkeypatch):
 def test_every_system_in_one_table_and_plot(runs, capsys, tmp_path, in_this_process):
     whole, windows = runs["whole"], runs["windows"]
     command = ["bench", "pfseg", str(whole), "--with", str(windows), "--overlaps", "0", "--controls"]
-    command += ["--second", str(windows), "--blocks", "2", "--out", str(tmp_path / "b"), "--json"]
+    command += [
+        "--second",
+        str(windows),
+        "--blocks",
+        "2",
+        "--out",
+        str(tmp_path / "b"),
+        "--json",
+        "--seed",
+        "3",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr()
     rows = {r["system"]: r for r in json.loads(printed.out)["rows"]}
@@ -75,7 +89,7 @@ def test_every_system_in_one_table_and_plot(runs, capsys, tmp_path, in_this_proc
         "whole, guidance of another case",
     ]  # fmt: skip
     kept = json.loads((tmp_path / "b" / "bench.json").read_text())
-    assert {r["system"] for r in kept["rows"]} == set(rows) and kept["threads"] == 1
+    assert {r["system"] for r in kept["rows"]} == set(rows) and kept["threads"] == 1 and kept["seed"] == 3
     n = len(kept["cases"])
     for row in rows.values():
         assert row["seconds"] > 0 and row["gflop"] > 0
@@ -93,6 +107,40 @@ def test_every_system_in_one_table_and_plot(runs, capsys, tmp_path, in_this_proc
     circles = [e for e in drawing.iter() if e.tag.endswith("circle")]
     assert len(circles) >= 6 * 3
     assert "guidance zeroed" in printed.err
+
+
+def test_time_and_memory_are_those_without_a_counter(runs, tmp_path, monkeypatch):
+    """A counter sees every operation, which slows a prediction down: nothing is timed beneath one."""
+    seen = []
+
+    def label(ensemble, volume):
+        seen.append(_get_current_dispatch_mode() is not None)
+        return np.zeros(volume.grid.shape, np.uint8)
+
+    monkeypatch.setattr(measuring.Ensemble, "label", label)
+    times = iter(range(100))
+    clock = SimpleNamespace(
+        perf_counter=lambda: (seen.append("clock"), float(next(times)))[1], process_time=lambda: 0.0
+    )
+    monkeypatch.setattr(measuring, "time", clock)
+    task = tasks_of([runs["whole"]], [], data=None, cases="validation", out=None)[0]
+    [cost] = measuring.measure(measuring.System("s", runs["whole"]), task.inputs[:1], tmp_path)
+    assert seen == [False, "clock", False, "clock", True]  # warm, timed, counted
+    assert cost.seconds == 1
+
+
+def test_one_pass_of_any_method_has_no_overlaps(runs, tmp_path):
+    """The baselines on whole volumes are measured once each."""
+    model = load_model(runs["windows"])
+    config = {**model.config, "tiling": "whole"}
+    made = get("supervised")(get("supervised").Config.model_validate(config), model.plan, build)
+    plain = tmp_path / "plain"
+    save_model(
+        plain / "model", method="supervised", config=config, plan=model.plan,
+        predictor=made.predictor(made.modules),
+    )  # fmt: skip
+    found = systems_of(runs["whole"], [plain, runs["windows"]], [0.0], None, [8], False)
+    assert [s.name for s in found] == ["whole", "plain", "windows", "windows, overlap 0"]
 
 
 def test_the_models_are_of_the_two_kinds(runs):

@@ -1,6 +1,7 @@
 """Compare ways to segment the same cases: accuracy, time, peak memory and operations, in one table and plot.
 
-Time and memory are those of a prediction from the read image to the label on its own grid.
+Time and memory are those of a prediction from the read image to the label on its own grid; a second one of
+each case counts the operations.
 
 pfseg: a run on whole volumes against runs in windows (--with), each also at other overlaps, and against
 itself with a second model (--second) or without the information of its guidance (--controls).
@@ -8,7 +9,7 @@ itself with a second model (--second) or without the information of its guidance
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,7 +89,8 @@ def bench(
     for system in systems:
         text.print(f"{escape(system.name)}: {len(ids)} cases")
         rows.append(row_of(system, task, target, threads=threads, device=device, seed=seed))
-    write_json(target / "bench.json", result_json(rows, what=what, threads=threads, device=device, ids=ids))
+    facts = {"bench": what, "threads": threads, "device": device, "seed": seed, "cases": ids}
+    write_json(target / "bench.json", result_json(rows, facts))
     clock = "cpu_s" if device == "cpu" else "seconds"
     write_text(target / "bench.svg", drawn(rows, clock=clock))
     text.print(table(rows, clock=clock))
@@ -205,14 +207,11 @@ def mean_of(row: dict[str, Any], metric: str) -> float | None:
     return fmean(found) if found else None
 
 
-def result_json(
-    rows: Sequence[dict[str, Any]], *, what: str, threads: int, device: str, ids: Sequence[str]
-) -> dict[str, Any]:
-    """Return what bench.json holds."""
+def result_json(rows: Sequence[dict[str, Any]], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what bench.json holds: how it was measured, and a row per system."""
     from seguro.core.stage import machine
 
-    facts = {"bench": what, "machine": machine(), "threads": threads, "device": device, "cases": list(ids)}
-    return {**facts, "rows": list(rows)}
+    return {**facts, "machine": machine(), "rows": list(rows)}
 
 
 CLOCKS = {"cpu_s": "CPU s", "seconds": "s"}

@@ -1,7 +1,8 @@
 """What a prediction costs: seconds, peak memory and operations of each case, in a process of its own.
 
 The peak is what the process needs at most beyond what it holds before the case (the model, the image), so
-that systems can be compared; on a GPU it is the device's memory.
+that systems can be compared; on a GPU it is the device's memory. Operations are counted in a second
+prediction, since counting them slows a prediction down.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +31,7 @@ from seguro.inference.ensemble import Ensemble
 from seguro.inference.inputs import Item
 from seguro.inference.refine import BLOCKS, refined
 from seguro.inference.sliding import padded
+from seguro.methods.contract import Whole
 from seguro.networks.cost import GIGA
 from seguro.networks.superres import SuperRes
 
@@ -36,7 +39,7 @@ Guidance = Literal["own", "zeroed", "exchanged"]
 """Of a pfseg model: its own crops; as if they held nothing; crops of another case. The last two are controls
 that show how much guidance contributes."""
 WARM: Three = (8, 16, 16)
-"""Voxels of the first call, which is not measured."""
+"""Least voxels of the first call, which is not measured."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,15 @@ def measure(
     for index, item in enumerate(items):
         volume = item.read()
         if not costs:
-            _warm(ensemble, volume)
-        with _guided(model, system.guidance, items[index - 1]), FlopCounterMode(display=False) as counter:
+            _warm(ensemble, volume, model)
+        with _guided(model, system.guidance, items[index - 1]):
             before = _reset(device)
             wall, cpu = time.perf_counter(), time.process_time()
             label = ensemble.label(volume)
             seconds, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
             after = _peak(device)
+            with FlopCounterMode(display=False) as counter:
+                ensemble.label(volume)
         peak = None if before is None or after is None else round(after - before, 1)
         gflop = counter.get_total_flops() / GIGA
         costs.append(CaseCost(item.id, round(seconds, 4), round(cpu_s, 4), peak, round(gflop, 4)))
@@ -118,11 +123,19 @@ def measure(
     return costs
 
 
-def _warm(ensemble: Ensemble, like: Volume) -> None:
-    """Segment a few voxels of noise, so that what is loaded at the first call counts for no case."""
-    noise = np.random.default_rng(0).normal(size=(len(like.array), *WARM)).astype(np.float32)
-    with FlopCounterMode(display=False):
-        ensemble.label(Volume(noise, Grid(WARM, like.grid.affine, like.grid.unit), like.source))
+def _warm(ensemble: Ensemble, like: Volume, model: Model) -> None:
+    """Segment some voxels of noise, so that what is loaded at the first call counts for no case.
+
+    A whole volume must be more than one cell of the network: it is two along the last axis.
+    """
+    cells, spacing = WARM, zip(model.plan.spacing, like.grid.spacing, strict=True)
+    if isinstance(model.predictor.tiling, Whole):
+        z, y, x = model.predictor.tiling.multiple
+        cells = (z, y, 2 * x)
+    least = (ceil(n * planned / own) for n, (planned, own) in zip(cells, spacing, strict=True))
+    z, y, x = (max(few, n) for few, n in zip(WARM, least, strict=True))
+    noise = np.random.default_rng(0).normal(size=(len(like.array), z, y, x)).astype(np.float32)
+    ensemble.label(Volume(noise, Grid((z, y, x), like.grid.affine, like.grid.unit), like.source))
 
 
 def load_system(system: System, device: str = "cpu") -> Model:
