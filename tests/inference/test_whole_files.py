@@ -14,9 +14,10 @@ from seguro.core.types import Classes, Three
 from seguro.data import phantom
 from seguro.data.formats import read_image, write_label
 from seguro.data.plan import Fingerprint, Intensity, Plan, Spread
-from seguro.engine.model import Model
+from seguro.engine.model import Model, save_model
 from seguro.evaluation.surface import surface_distances
 from seguro.inference.ensemble import Ensemble
+from seguro.inference.predict import predict
 from seguro.inference.tiling import planned_slabs
 from seguro.methods.contract import Whole, Windows
 from seguro.methods.pfseg.config import PRESETS, PfsegConfig
@@ -79,12 +80,58 @@ def test_a_perfect_network_gives_the_label_back_on_the_files_own_grid(fake, tmp_
     assert perfect.seen and all(n % 16 == 0 for n in perfect.seen[0][2:])
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 2), (7, 90, 5), (33, 49, 47)], ids=str)
-def test_any_size_is_segmented(tiny, tmp_path, shape):
-    """Also volumes smaller than one cell of the bottleneck: they are padded, and cut back exactly."""
+@pytest.mark.parametrize("shape", [(1, 3, 17), (7, 90, 5), (33, 49, 47)], ids=str)
+def test_any_size_above_one_cell_is_segmented(tiny, tmp_path, shape):
+    """Also where an axis is shorter than a cell of the bottleneck: it is padded, and cut back exactly."""
     image = np.random.default_rng(0).random(shape).astype(np.float32)
     path = phantom.write_nifti(tmp_path / "i.nii.gz", image, spacing=(1.5, 1.5, 1.5))
     assert Ensemble([tiny]).label(read_image([path])).shape == shape
+
+
+def files(folder: Path, shapes: dict[str, Three], spacing=(1.5, 1.5, 1.5)) -> Path:
+    """Noise of each shape, as image files."""
+    folder.mkdir()
+    for name, shape in shapes.items():
+        image = np.random.default_rng(0).random(shape).astype(np.float32)
+        phantom.write_nifti(folder / f"{name}.nii.gz", image, spacing=spacing)
+    return folder
+
+
+def predicted(folder: Path, source: Path, **config):
+    """Predict the files with an untrained model in `folder`."""
+    resolved = PfsegConfig(**(PRESETS["tiny"] | {"size": (32, 48, 48)} | config))
+    torch.manual_seed(0)
+    method = Pfseg(resolved, plan_of(), build)
+    save_model(
+        folder / "model", method="pfseg", config=resolved.model_dump(mode="json"), plan=plan_of(),
+        predictor=method.predictor(method.modules),
+    )  # fmt: skip
+    return predict([folder / "model"], source, folder / "out")
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2), (16, 16, 16)], ids=str)
+def test_a_volume_of_one_cell_is_refused_by_name_and_the_others_are_segmented(tiny, tmp_path, shape):
+    """Its bottleneck would be normalized to nothing."""
+    assert tiny.predictor.network.multiple == (16, 16, 16)
+    source = files(tmp_path / "in", {"large": (20, 30, 40), "tiny": shape})
+    report = predicted(tmp_path, source)
+    assert [c.id for c in report.cases] == ["large"] and list(report.failed) == ["tiny"]
+    assert "one cell of the bottleneck" in report.failed["tiny"] and "tiny.nii.gz" in report.failed["tiny"]
+
+
+def test_a_case_that_a_fixed_crop_does_not_go_with_fails_alone(tmp_path):
+    """Joined cell by cell, a crop of fixed size goes with volumes of one padded size only."""
+    source = files(tmp_path / "in", {"other": (40, 48, 48), "same": (30, 47, 48)})
+    report = predicted(tmp_path, source, inject="concat", crop=(8, 12, 12))
+    assert [c.id for c in report.cases] == ["same"]
+    assert "(48, 48, 48) needs" in report.failed["other"] and "inject=scatter" in report.failed["other"]
+
+
+def test_slices_far_thicker_than_in_training_are_flagged(tmp_path):
+    """Thick slices alone are not refused: 9 x 1 x 1 mm, trained at 1.5 mm."""
+    source = files(tmp_path / "in", {"thick": (12, 60, 60)}, spacing=(9.0, 1.0, 1.0))
+    [case] = predicted(tmp_path, source).cases
+    assert "spacing along z: 9 mm, 1.5 mm in the training cases" in case.flags
 
 
 def test_an_image_of_low_resolution_is_refused_by_name(tiny, tmp_path):

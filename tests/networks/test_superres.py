@@ -122,7 +122,7 @@ def test_the_biases_before_norms_change_nothing_and_are_not_trained():
 @pytest.mark.parametrize(
     ("options", "problem", "error"),
     [
-        ({"crop": (8, 8, 8)}, "inject=scatter", ConfigError),
+        ({"crop": (8, 8, 8)}, "inject=scatter", DataError),
         ({"crop": (12, 8, 8), "inject": "scatter"}, "multiples", ConfigError),
         ({"crop": (64, 8, 8), "inject": "scatter"}, "larger than the volume", DataError),
         ({"width": 5}, "even", ConfigError),

@@ -139,6 +139,7 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
     from seguro.engine.loop import Loop
     from seguro.engine.model import load_weights
     from seguro.inference.validate import dice_validation
+    from seguro.inference.whole import refuse_sizes
     from seguro.methods import get
     from seguro.networks import build
 
@@ -154,6 +155,7 @@ def _loop(job: Job, runtime: Runtime, progress: Callable[[Progress], None] | Non
     scored = [c for c in job.validation if needs.scored is None or needs.scored(c.site)]
     if needs.segments and needs.monitor and scored:
         kept = Cases(job.store, scored, classes)
+        refuse_sizes(method.predictor(method.modules), kept)
         validate = dice_validation(kept, runtime)
         if needs.monitor == "max:robust":
             validate = _also_robust(validate, kept, job, runtime)

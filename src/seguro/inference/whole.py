@@ -18,6 +18,7 @@ from torch import Tensor
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import ThreeF
 from seguro.data.plan import Plan
+from seguro.data.store import Cases
 from seguro.inference.forward import Autocast, Forward
 from seguro.inference.sliding import Slab, as_tensor, padded
 from seguro.methods.contract import Predictor, Whole
@@ -41,6 +42,30 @@ class Tailed(Protocol):
 
     def trunk(self, x: Tensor) -> Tensor:
         """Return what the tail takes of images (N, C, Z, Y, X)."""
+
+
+@runtime_checkable
+class Restricted(Protocol):
+    """A predictor that does not take volumes of every size."""
+
+    def refuse_size(self, size: Sequence[int]) -> None:
+        """Raise a DataError if it cannot segment a volume of `size` (Z, Y, X) in the planned grid."""
+
+
+def refuse_sizes(predictor: Predictor, cases: Cases) -> None:
+    """Refuse labelled cases of a size that the predictor would refuse, before it is trained.
+
+    Raises:
+        DataError: such a case, by name.
+    """
+    if not isinstance(predictor, Restricted):
+        return
+    for index in cases.labelled:
+        case = cases[index]
+        try:
+            predictor.refuse_size(case.shape)
+        except DataError as error:
+            raise DataError(f"validation case {case.id}: {error}") from error
 
 
 def slabs(

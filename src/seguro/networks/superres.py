@@ -277,8 +277,8 @@ class SuperRes(nn.Module):
         """Return the (Z, Y, X) of the crop that guides a volume of `size` (Z, Y, X), a multiple.
 
         Raises:
-            ConfigError: a crop whose code does not fit the bottleneck.
-            DataError: a crop larger than the volume.
+            ConfigError: a crop that the guidance encoder cannot divide.
+            DataError: a volume that is smaller than the crop, or whose bottleneck its code does not fit.
         """
         low = [n // s for n, s in zip(size, self.scale, strict=True)]
         z, y, x = (n // p for n, p in zip(low, self.pools[0], strict=True))
@@ -293,7 +293,7 @@ class SuperRes(nn.Module):
         if any(c % s for c, s in zip(self.crop, steps, strict=True)):
             raise ConfigError(f"guidance crop {self.crop}: expected multiples of {tuple(steps)} (z, y, x)")
         if self.inject == "concat" and self.crop != (z, y, x):
-            raise ConfigError(
+            raise DataError(
                 f"guidance crop {self.crop}: joined cell by cell, a volume of {tuple(size)} needs "
                 f"{(z, y, x)} (z, y, x), so that its code has the bottleneck's size; use inject=scatter"
             )

@@ -56,4 +56,4 @@ def test_two_volumes_are_learnt_by_heart_and_sooner_with_super_resolution(made, 
         restored = method.restored(method.network.encode(x), x)
         enlarged = raised(lowered(x, (2, 2, 2)), (2, 2, 2))
         gain = 10 * torch.log10(F.mse_loss(enlarged, x) / F.mse_loss(restored, x))
-    assert gain > 0  # decibels
+    assert gain >= 0.5  # decibels

@@ -180,6 +180,7 @@ def test_a_large_case_is_cut_to_the_memory_of_the_plan(plan_of):
         ({"size": (32, 32, 32)}, "one cell"),
         ({"scale": 3}, "powers of two"),
         ({"crop": (8, 8, 8)}, "inject=scatter"),
+        ({"crop": (64, 8, 8)}, "larger than the volume"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else None,
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from seguro.core.types import IGNORE, Classes
+from seguro.losses import cross_entropy
 from seguro.methods.pfseg import objective
 from seguro.methods.pfseg.config import PfsegConfig
 from seguro.methods.pfseg.guidance import inside
@@ -38,6 +41,21 @@ def test_a_perfect_output_costs_nothing_and_half_by_the_released_dice(perfect):
     assert objective.restoration(s, x).item() == 0
     assert objective.target_enhanced(p, s, y, x, ONE).item() == 0
     assert objective.spatial_similarity(p, s, y, x, ONE, pool=4, norm="mean").item() == 0
+
+
+@pytest.mark.parametrize("regions", [False, True], ids=["exclusive", "regions"])
+def test_the_cross_entropy_of_a_perfect_output_falls_to_zero(perfect, regions):
+    """A class, or the published binary task: as the logits grow, so that nothing but their sign counts."""
+    _, _, y, _ = perfect
+    one = Classes(names=("a",), values=((1,),), regions=True, paint=(1,))
+    classes = one if regions else Classes(names=("background", "a"), values=((0,), (1,)))
+    sign = 2 * y - 1
+    found = [
+        cross_entropy(k * (sign if regions else torch.cat([-sign, sign], 1)), y[:, 0].byte(), ONE, classes)
+        for k in (0, 2, 4, 40)
+    ]
+    assert all(a > b for a, b in pairwise(found))
+    assert found[0].item() == pytest.approx(np.log(2)) and found[-1].item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_released_dice_of_many_voxels_is_one_half():
@@ -71,16 +89,16 @@ def test_the_target_enhanced_loss_ignores_the_image_where_there_is_no_target(per
 
 
 def test_the_published_similarity_is_a_sum_over_the_squared_cells_of_a_slice(perfect):
-    p, s, y, x = perfect
-    p, s = noisy(p), noisy(s, 2)
+    p, s, y, x = (t.double() for t in perfect)
+    p, s = noisy(p).double(), noisy(s, 2).double()
     found = objective.spatial_similarity(p, s, y, x, ONE, pool=4, norm="paper").item()
-    a = (F.avg_pool3d(p, 4) * F.avg_pool3d(s, 4)).flatten(1).double()
-    b = F.avg_pool3d(y * x, 4).flatten(1).double()
+    a = (F.avg_pool3d(p, 4) * F.avg_pool3d(s, 4)).flatten(1)
+    b = F.avg_pool3d(y * x, 4).flatten(1)
     by_hand = [
         sum(abs(float(u[i] * u[j] - v[i] * v[j])) for i in range(len(u)) for j in range(len(u)))
         for u, v in zip(a, b, strict=True)
     ]
-    assert found == pytest.approx(np.mean(by_hand) / (4 * 4) ** 2, rel=1e-5)
+    assert found == pytest.approx(np.mean(by_hand) / (4 * 4) ** 2, rel=1e-6)
 
 
 def test_the_mean_similarity_does_not_depend_on_the_size_the_published_does(perfect):

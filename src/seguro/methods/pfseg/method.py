@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy
@@ -54,7 +54,10 @@ class Pfseg:
         self.network = cast(SuperRes, network)
         self.size = size_of(config, plan, self.network)
         if config.guidance != "none":
-            self.network.crop_size(self.size)  # refuses what does not fit before anything is trained
+            try:
+                self.network.crop_size(self.size)  # before anything is trained
+            except DataError as error:  # here the options do not fit, not a case
+                raise ConfigError(str(error)) from error
         if config.prior == "plan":
             set_prior(self.network, plan)
         self.modules = nn.ModuleDict({"network": network})

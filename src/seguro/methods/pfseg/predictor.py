@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from seguro.core.errors import DataError
 from seguro.core.types import Classes
 from seguro.methods.contract import Predictor, Support, Whole
 from seguro.methods.pfseg.config import PfsegConfig
@@ -62,8 +65,31 @@ class WholePredictor(Predictor):
         self.config = config
         self.tiling = Whole(network.multiple)
 
+    def refuse_size(self, size: Sequence[int]) -> None:
+        """Refuse volumes of `size` (Z, Y, X) that the network cannot take.
+
+        Raises:
+            DataError: one that is a single cell of the bottleneck after padding, where normalization leaves
+                nothing, or one that a crop of fixed size does not go with.
+        """
+        multiple = self.network.multiple
+        z, y, x = (-(-n // m) * m for n, m in zip(size, multiple, strict=True))
+        if (z, y, x) == multiple:
+            raise DataError(
+                f"{tuple(size)} voxels (z, y, x) of the planned grid are one cell of the bottleneck, which "
+                f"holds nothing then; expected more than {multiple} along at least one axis: a model with "
+                "pools=fitted or a smaller scale takes smaller volumes"
+            )
+        if self.network.guide is not None:
+            self.network.crop_size((z, y, x))
+
     def trunk(self, x: Tensor) -> Tensor:
-        """Return the features (N, width, *low) of x (N, C, *high), `high` a multiple."""
+        """Return the features (N, width, *low) of x (N, C, *high), `high` a multiple.
+
+        Raises:
+            DataError: a size that `refuse_size` refuses.
+        """
+        self.refuse_size(x.shape[2:])
         x = unit(x)
         return self.network.trunk(x, corners_of(x, self.network, self.config))
 
