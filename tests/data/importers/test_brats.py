@@ -76,7 +76,9 @@ def test_the_published_task_keeps_t2_and_one_class(tmp_path, monkeypatch):
     monkeypatch.setattr("seguro.data.importers.pfseg_grid.SIZE", (4, 6, 6))
     monkeypatch.setattr("seguro.data.importers.pfseg_grid.PLANES", 4)
     found = brats.bring(write_brats(tmp_path / "in"), tmp_path / "out")
-    assert (found.n_cases, found.options) == (4, ("--method", "pfseg"))
+    assert found.n_cases == 4
+    assert found.options == ("--method", "pfseg", "--preset", "paper", "--batch", "1")
+    assert "without a GPU takes preset small" in found.notes[-1]
     assert len(list((tmp_path / "out" / "imagesTs").iterdir())) == 1
     assert read_json(tmp_path / "out" / "dataset.json")["labels"] == {"background": 0, "whole tumor": 1}
     label = nib.load(next(iter(sorted((tmp_path / "out" / "labelsTr").iterdir()))))

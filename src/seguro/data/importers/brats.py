@@ -21,7 +21,7 @@ from seguro.data.formats import read_image, read_label, split_name, write_label,
 from seguro.data.importers import Imported
 from seguro.data.importers.building import AS_STORED, NIFTI, files_below, whole
 from seguro.data.importers.division import divide
-from seguro.data.importers.pfseg_grid import published
+from seguro.data.importers.pfseg_grid import NOTE, TRAINING, published
 from seguro.data.phantom import write_nifti
 
 TOKENS: dict[str, tuple[str, ...]] = {
@@ -86,7 +86,7 @@ def bring(
     notes = [f"split {split} ({order}): {len(sides.train)} cases to train on, {len(sides.test)} to test"]
     if len(labelled) < len(cases):
         notes.append(f"{len(cases) - len(labelled)} cases without seg are unlabelled")
-    return Imported(target, len(sides.train), tuple(notes), options=("--method", "pfseg"))
+    return Imported(target, len(sides.train), (*notes, NOTE), options=TRAINING)
 
 
 def _cases(source: Path, kinds: Sequence[str]) -> list[_Found]:

@@ -16,7 +16,7 @@ from seguro.data.formats import read_image, read_label, write_label, write_score
 from seguro.data.importers import Imported
 from seguro.data.importers.building import AS_STORED, describe, images_and_labels, whole
 from seguro.data.importers.division import divide
-from seguro.data.importers.pfseg_grid import published
+from seguro.data.importers.pfseg_grid import NOTE, TRAINING, published
 from seguro.data.phantom import write_nifti
 
 VOXEL_MM = 1.5
@@ -71,8 +71,8 @@ def bring(
             train=list(sides.train),
         )
         sides.write(folder)
-    notes = (f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test",)
-    return Imported(target, len(sides.train), notes, options=("--method", "pfseg"))
+    notes = (f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test", NOTE)
+    return Imported(target, len(sides.train), notes, options=TRAINING)
 
 
 def _pairs(source: Path) -> dict[str, tuple[Path, Path]]:

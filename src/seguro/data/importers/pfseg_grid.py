@@ -14,6 +14,12 @@ from seguro.data.importers.building import unit_range
 
 PLANES, PLANE = 128, 192
 SIZE: Three = (PLANES, PLANE, PLANE)
+TRAINING = ("--method", "pfseg", "--preset", "paper", "--batch", "1")
+"""Options of `seguro train` for what was published."""
+NOTE = (
+    "preset paper is as published and asks for a GPU with 11 GB; without --preset, a machine without a GPU "
+    "takes preset small"
+)
 
 
 def published(
