@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from seguro.methods.contract import Whole, Windows
 from seguro.methods.pfseg.config import PRESETS, PfsegConfig
 from seguro.networks import build
 
+METHOD = Path(__file__).parents[2] / "src" / "seguro" / "methods" / "pfseg"
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 NAMES = sorted(p.parent.name for p in EXPERIMENTS.glob("pfseg_*/experiment.yaml"))
 PLANS = {name: read_yaml(EXPERIMENTS / name / "experiment.yaml") for name in NAMES}
@@ -74,6 +76,33 @@ def test_every_arm_command_and_pair_is_valid(name, systems):
         assert config.get("prior", "none") == "none" and config.get("rotate", "all") == "all"
     for asked in plan["margins"]:
         assert asked["against"] in plan["pairs"][asked["setting"]]
+
+
+def test_the_commands_that_compare_baselines_are_valid():
+    """Those of the method's README: what is trained exists, and the bench is given what was trained."""
+    readme = (METHOD / "README.md").read_text().split("**Compare with baselines**")[1]
+    block = readme.split("```")[1].replace("\\\n", "")
+    lines = [shlex.split(line) for line in block.splitlines()[1:]]
+    trained, kinds = set(), []
+    workspace = ""
+    for _, command, *words in lines:
+        given = parsed(command, words)
+        if command == "train":
+            method = given["method"]
+            options = api.TrainOptions(
+                method=method,
+                network=given["network"],
+                preset=given["preset"],
+                settings=settings_from(given["set_"]),
+            )
+            kinds.append(api.configure(options, gpu=False)[1].model_dump())
+            workspace = str(given["out"] or given["data"])
+            trained.add(f"{workspace}/runs/{given['name']}")
+        else:
+            told = {str(p) for p in (given["run"], given["second"], *given["others"])}
+            assert told == trained
+    resolutions = [k["network_options"].get("resolution", "full") for k in kinds if "network" in k]
+    assert sorted(resolutions) == ["decomposed", "full", "full", "low"]
 
 
 def plan_of(**told) -> Plan:
