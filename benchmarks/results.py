@@ -1,11 +1,13 @@
 """Writes docs/results.md from what was measured.
 
-That is benchmarks/speed.json and benchmarks/experiments/*/result.json.
+That is benchmarks/experiments/*/result.json, benchmarks/large_volume.json and benchmarks/speed.json.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,12 @@ from seguro.core.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("dice", "hd95", "assd", "nsd")
+MEAN = "mean"
+"""The pseudo-class of the mean over classes."""
+WORST = "worst"
+"""Of several attacks, the strongest one for each case."""
+SINGLE = ("attack_calls", "rog_hippocampus_four")
+"""Experiments that ask about single attacks: each has rows of its own, of the mean over classes."""
 
 
 def number(value: float | None) -> str:
@@ -39,24 +47,116 @@ def experiment(path: Path) -> list[str]:
     lines = [f"## {path.parent.name}", "", readme[1] if len(readme) > 1 else "", ""]
     found = {r["metric"] for r in result["rows"]}
     columns = result.get("columns") or [m for m in SHOWN if m in found]
-    lines += [
-        "| setting | class | n | " + " | ".join(columns) + " |",
-        "|---|---|---|" + "---|" * len(columns),
-    ]
-    kept = [r for r in result["rows"] if r.get("attack", "worst") == "worst"]
-    rows = {(r["setting"], r["class"], r["metric"]): r for r in kept}
-    for setting, cls in dict.fromkeys((r["setting"], r["class"]) for r in kept):
-        cells = []
-        for metric in columns:
-            row = rows.get((setting, cls, metric))
-            cells.append(
-                f"{number(row['value'])} [{number(row['low'])}, {number(row['high'])}]" if row else ""
-            )
-        n = next((r["n"] for r in kept if (r["setting"], r["class"]) == (setting, cls)), "")
-        lines.append(f"| {setting} | {cls} | {n} | " + " | ".join(cells) + " |")
+    lines += scores(result["rows"], columns, single=path.parent.name in SINGLE)
+    lines += pairs(result.get("pairs") or []) + margins(result.get("margins") or [])
     where = f"../benchmarks/experiments/{path.parent.name}"
     lines += ["", f"{cost(result)}. Again: `{result['command']}`", ""]
-    return [*lines, f"![Dice of every case]({where}/figure.svg)", ""]
+    lines += [f"![Dice of every case]({where}/figure.svg)", ""]
+    if result.get("bench"):
+        lines += [*bench(result["bench"]), ""]
+        if (path.parent / "bench.svg").exists():
+            lines += [f"![Dice over time, memory and operations]({where}/bench.svg)", ""]
+    return lines
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return the lines of a table; None is an empty cell."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join("" if c is None else str(c) for c in row) + " |" for row in rows]
+
+
+def interval(value: float, low: float | None, high: float | None) -> str:
+    """Return a value with its interval, where it has one."""
+    return number(value) if low is None else f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def chance(p: float) -> str:
+    """Return a p-value, never as zero."""
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def scores(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, single: bool) -> list[str]:
+    """Return the table of scores: of the worst case of all attacks and, if `single`, of each of them too."""
+    groups: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        attack = row.get("attack", WORST)
+        if attack == WORST or (single and row["class"] == MEAN):
+            groups[row["setting"], attack, row["class"]][row["metric"]] = row
+    lines = []
+    for (setting, attack, cls), found in groups.items():
+        cells = [
+            interval(r["value"], r["low"], r["high"]) if (r := found.get(metric)) else ""
+            for metric in columns
+        ]
+        n = next(iter(found.values()))["n"]
+        lines.append([setting, *([attack] if single else []), cls, n, *cells])
+    return table(["setting", *(["attack"] if single else []), "class", "n", *columns], lines)
+
+
+def pairs(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of paired differences of the mean over classes."""
+    kept = [r for r in rows if r["cls"] == MEAN]
+    if not kept:
+        return []
+    head = ["setting", "against", "metric", "n", "seeds", "difference", "p"]
+    lines = [
+        [
+            r["setting"], r["against"], r["metric"], r["n_cases"], ", ".join(map(str, r["seeds"])),
+            interval(r["difference"], r["low"], r["high"]), chance(r["p_permutation"]),
+        ]
+        for r in kept
+    ]  # fmt: skip
+    told = "Differences over the same cases and seeds, mean of classes (p by permutation, not corrected):"
+    return ["", told, "", *table(head, lines)]
+
+
+def margins(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of differences that were asked for beforehand."""
+    if not rows:
+        return []
+    head = ["setting", "against", "metric", "asked", "difference", "kept"]
+    lines = [
+        [
+            r["setting"], r["against"], r["metric"],
+            f"at least {r['at_least']:g}" if "at_least" in r else f"at most {r['at_most']:g}",
+            interval(r["difference"], r["low"], r["high"]), "yes" if r["kept"] else "no",
+        ]
+        for r in rows
+    ]  # fmt: skip
+    return ["", "Margins fixed beforehand:", "", *table(head, lines)]
+
+
+def bench(content: dict[str, Any]) -> list[str]:
+    """Return what `seguro bench` measured, per case."""
+    rows = content["rows"]
+    head = ["system", "Dice", f"HD95 ({rows[0]['unit']})", "CPU s", "peak MB", "GFLOP"]
+    lines = []
+    for row in rows:
+        means = {s["metric"]: s["mean"] for s in row["scores"] if s["class"] == MEAN}
+        costs = [row[k] for k in ("cpu_s", "peak_mb", "gflop")]
+        lines.append([row["system"], *(number(v) for v in (means.get("dice"), means.get("hd95"), *costs))])
+    told = f"What a prediction costs ({len(content['cases'])} cases, {content['threads']} thread(s), "
+    return [f"{told}{content['device']}):", "", *table(head, lines)]
+
+
+def large_volume(path: Path) -> list[str]:
+    """Return the table of the large volume."""
+    content = read_json(path)
+    ours, peer = content["pfseg"], content["windows"]
+    size = " x ".join(map(str, content["size"]))
+    head = ["", "windows run", "CPU s", "s", "peak GiB"]
+    run = f"{peer['windows_run']} of {peer['windows']}"
+    lines = [
+        [name, windows, r["cpu_s"], r["seconds"], r["peak_gib"]]
+        for name, windows, r in (("pfseg", None, ours), ("windows", run, peer))
+    ]
+    told = "" if peer["measured_whole"] else " Windows that were not run are counted in at the mean time."
+    return [
+        "## A large volume", "",
+        f"{size} voxels, width {content['width']}, random weights, {content['threads']} thread(s): windows "
+        f"take {content['ratio_cpu']} times as long.{told} Again: `python benchmarks/large_volume.py`", "",
+        *table(head, lines), "",
+    ]  # fmt: skip
 
 
 def speed(path: Path) -> list[str]:
@@ -82,6 +182,8 @@ def main() -> int:
     ]
     for path in sorted((ROOT / "benchmarks" / "experiments").glob("*/result.json")):
         parts += experiment(path)
+    if (ROOT / "benchmarks" / "large_volume.json").exists():
+        parts += large_volume(ROOT / "benchmarks" / "large_volume.json")
     if (ROOT / "benchmarks" / "speed.json").exists():
         parts += speed(ROOT / "benchmarks" / "speed.json")
     write_text(ROOT / "docs" / "results.md", "\n".join(parts))
