@@ -1,15 +1,16 @@
 """The published protocol of one-scan segmentation: `python benchmarks/experiments/alpnet_folds.py NAME`.
 
-Reads NAME/experiment.yaml beside this file, trains one model for each fold, seed and group of organs (setting
-1: one group, nothing is left out; setting 2: slices with ANY organ of the group are), scores it under EP1
-(slice range from the truth) and EP2 (nothing known), beside copy-the-mask, global prototypes and the same
-encoder untrained, and writes result.json and figure.svg. Every trained model and every scored fold is kept: a
-stopped experiment goes on. `--only FOLD` shares the work among processes, `--collect` only gathers.
+Reads NAME/experiment.yaml beside this file, trains one model for each fold, seed, arm and group of organs
+(setting 1: one group, nothing is left out; setting 2: slices with ANY organ of the group are), scores it
+under EP1 (slice range from the truth) and EP2 (nothing known), beside copy-the-mask, global prototypes and
+the same encoder untrained, and writes result.json and figure.svg. Every trained model and scored fold is
+kept: a stopped experiment goes on. `--only FOLD` shares the work among processes, `--collect` only gathers.
 
 experiment.yaml: `data` (folder under the data root), `ids` (all ids of the published set in its order, also
 those that are not here), `n_folds`, `folds` (names of those to run), `settings` (name: {group: label values
 to find}), `excluding` (settings that leave slices out), `plan` (fields of PlanOptions), `train` (fields of
-TrainOptions), `seeds`.
+TrainOptions), `arms` (name: its config fields, over those of `train`; one without a name when none is given),
+`seeds`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from alpnet_scores import Arm, Scan, Ways, by_slices, by_volume, scans
+from alpnet_scores import AFTER, BEFORE, Arm, Scan, Ways, by_slices, by_volume, scans
 from record import HERE, PACKAGES, standalone
 from scipy import stats
 
@@ -73,13 +74,22 @@ def planned(
     return Plan.model_validate(read_json(path))
 
 
+def training_of(plan: Mapping[str, Any], arm: Arm) -> dict[str, Any]:
+    """Return the fields of TrainOptions of an arm."""
+    common = dict(plan.get("train", {}))
+    if not arm.training:
+        return common
+    return {**common, "settings": {**common.get("settings", {}), **plan["arms"][arm.training]}}
+
+
 def trained(workspace: Path, arm: Arm, plan: Mapping[str, Any], known: Mapping[str, Scan]) -> Path:
     """Train an arm, or return the run that is there."""
-    settings = dict(plan.get("train", {}).get("settings", {}))
+    train = training_of(plan, arm)
+    settings = dict(train.get("settings", {}))
     if arm.setting in plan.get("excluding", []):
-        train = [i for i in arm.split.train if i in known]
-        settings["excluded"] = {i: protocol.excluded(known[i].label, arm.organs) for i in train}
-    options = {k: v for k, v in plan.get("train", {}).items() if k != "settings"}
+        shown = [i for i in arm.split.train if i in known]
+        settings["excluded"] = {i: protocol.excluded(known[i].label, arm.organs) for i in shown}
+    options = {k: v for k, v in train.items() if k != "settings"}
     return api.train(
         workspace,
         api.TrainOptions(
@@ -94,7 +104,8 @@ def perform(
     plan: Mapping[str, Any], arm: Arm, workspace: Path, known: Mapping[str, Scan], target: Path
 ) -> None:
     """Train and score one arm, unless scores of the same training are there."""
-    made_by = sha256_json([plan.get("plan"), plan.get("train"), plan["ids"], arm.setting, arm.organs])
+    how = training_of(plan, arm) if arm.training else plan.get("train")
+    made_by = sha256_json([plan.get("plan"), how, plan["ids"], arm.setting, arm.organs])
     if target.exists() and read_json(target).get("made_by") == made_by:
         return
     support, queries = known.get(arm.split.support), [known[i] for i in arm.split.queries if i in known]
@@ -112,9 +123,8 @@ def perform(
         print(f"  scored {query.id}", flush=True)
     stage = read_json(run / "stage.json")["recorded"]
     kept = {k: stage.get(k) for k in ("minutes", "cpu_s", "updates", "threads", "device")}
-    write_json(
-        target, {"made_by": made_by, "fold": arm.split.name, "seed": arm.seed, "training": kept, "rows": rows}
-    )
+    said = {"fold": arm.split.name, "seed": arm.seed, "arm": arm.training, "group": arm.group}
+    write_json(target, {"made_by": made_by, **said, "training": kept, "rows": rows})
 
 
 def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> None:
@@ -122,7 +132,8 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
     parts = [read_json(f) for f in files if f.exists()]
     if not parts:
         sys.exit("nothing is scored yet")
-    scored: dict[tuple[str, str], dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    scored: dict[tuple[str, str], dict[tuple[str, str], dict[int, float]]]
+    scored = defaultdict(lambda: defaultdict(dict))
     quality, absent = [], []
     for part in parts:
         for r in part["rows"]:
@@ -131,14 +142,14 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
                 if r["cycle_absent"] is not None:
                     absent.append((r["cycle"], r["cycle_absent"]))
             else:
-                scored[r["setting"], r["what"]][r["case"], r["class"]].append(r["dice"] or 0.0)
+                setting = ", ".join(filter(None, (r["setting"], part.get("arm"))))
+                scored[setting, r["what"]][r["case"], r["class"]][part["seed"]] = r["dice"] or 0.0
     seeds = sorted({p["seed"] for p in parts})
     folds = "folds " + ", ".join(sorted({p["fold"] for p in parts}))
-    rows, dots = [], []
+    rows, dots, by_seed = [], [], {}
     for (setting, what), values in sorted(scored.items()):
-        means = {k: statistics.fmean(v) for k, v in values.items()}
-        table = [ScoreRow(c, c, "", organ, "dice", v) for (c, organ), v in sorted(means.items())]
-        for s in summarize(table):
+        means = {k: statistics.fmean(v.values()) for k, v in values.items()}
+        for s in summarize(table_of(means)):
             if s.site == "all" and s.mean is not None:
                 rows.append(
                     {
@@ -151,6 +162,9 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
         if what in DRAWN:
             of = f"{setting}: " if len({s for s, _ in scored}) > 1 else ""
             dots.append((of + DRAWN[what], [Dot(f"{c} {o}", v) for (c, o), v in sorted(means.items())]))
+            by_seed[f"setting {setting}, {what}"] = {
+                str(seed): mean_of({k: v[seed] for k, v in values.items() if seed in v}) for seed in seeds
+            }
     spearman = float(stats.spearmanr(*zip(*quality, strict=True)).statistic) if len(quality) > 2 else None
     write_json(
         folder / "result.json",
@@ -159,7 +173,7 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
             "seed": seeds,
             "versions": {p: version(p) for p in PACKAGES},
             "machine": machine(),
-            "training": [{"fold": p["fold"], "seed": p["seed"], **p["training"]} for p in parts],
+            "training": [{**named(p), **p["training"]} for p in parts],
             "not_run": [f.stem for f in files if not f.exists()],
             "quality": {
                 "spearman_cycle_and_true_dice": spearman,
@@ -168,6 +182,8 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
                 if absent
                 else None,
             },
+            "by_seed": by_seed,
+            "correction": corrections(parts),
             "rows": rows,
         },
     )
@@ -177,6 +193,47 @@ def collect(folder: Path, plan: Mapping[str, Any], files: Sequence[Path]) -> Non
     for r in rows:
         if r["class"] == "mean":
             print(f"  {r['setting']:52s} {100 * r['value']:5.1f}")
+
+
+def named(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return which training some scores are of."""
+    return {"fold": part["fold"], "seed": part["seed"], **({"arm": part["arm"]} if part.get("arm") else {})}
+
+
+def table_of(values: Mapping[tuple[str, str], float]) -> list[ScoreRow]:
+    """Return scores (case, organ) -> Dice as rows."""
+    return [ScoreRow(c, c, "", organ, "dice", v) for (c, organ), v in sorted(values.items())]
+
+
+def mean_of(values: Mapping[tuple[str, str], float]) -> float | None:
+    """Return the mean over cases of the mean over organs."""
+    return next((s.mean for s in summarize(table_of(values)) if s.site == "all" and s.cls == "mean"), None)
+
+
+def corrections(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return what correcting each scan's worst slice took, and what it did to the other slices."""
+    scans_ = []
+    for part in parts:
+        dice: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        seconds = {}
+        for r in part["rows"]:
+            if r["what"] in (BEFORE, AFTER):
+                dice[r["case"]][r["what"]].append(r["dice"] or 0.0)
+                seconds[r["case"]] = r["seconds"]
+        for case, found in dice.items():
+            before, after = statistics.fmean(found[BEFORE]), statistics.fmean(found[AFTER])
+            scans_.append(
+                {**named(part), "case": case, "before": before, "after": after, "change": after - before,
+                 "seconds": seconds[case]}
+            )  # fmt: skip
+    if not scans_:
+        return None
+    return {
+        "median_seconds": statistics.median(s["seconds"] for s in scans_),
+        "mean_change": statistics.fmean(s["change"] for s in scans_),
+        "fell": sum(s["change"] < 0 for s in scans_),
+        "scans": scans_,
+    }
 
 
 def main() -> int:
@@ -194,11 +251,12 @@ def main() -> int:
     workspace = given.work / f"{folder.name}.seguro"
     splits = {s.name: s for s in protocol.splits([str(i) for i in plan["ids"]], plan.get("n_folds", 5))}
     arms = [
-        (Arm(splits[f], str(setting), group, (), seed), values)
+        (Arm(splits[f], str(setting), group, (), seed, name), values)
         for f in map(str, plan["folds"])
         for setting, groups in plan["settings"].items()
         for group, values in groups.items()
         for seed in plan.get("seeds", [0])
+        for name in plan.get("arms", [""])
     ]
     target = workspace / "scores"
     if not given.collect:

@@ -33,6 +33,7 @@ from seguro.networks import build
 GLOBAL = {"foreground": "global", "background": "global"}
 PUBLISHED = {"prior": "none", "nearest": 0}
 SNAP = 0.5
+BEFORE, AFTER = "other slices before correction", "other slices after correction"
 FEWEST = 5
 """Slices without the organ that a query must have for the test of its absence."""
 
@@ -61,11 +62,14 @@ class Arm:
     organs: tuple[int, ...]
     """Class indices to find."""
     seed: int
+    training: str = ""
+    """Name of how it is trained; empty where the experiment knows one way."""
 
     @property
     def name(self) -> str:
         """Of the run and of its scores."""
-        return f"fold{self.split.name}-set{self.setting}-{self.group}-seed{self.seed}"
+        end = f"-{self.training.replace(' ', '-')}" if self.training else ""
+        return f"fold{self.split.name}-set{self.setting}-{self.group}-seed{self.seed}{end}"
 
 
 def scans(workspace: Path, plan: Plan, cases: Sequence[Case]) -> dict[str, Scan]:
@@ -246,9 +250,7 @@ def corrected(
     others = [z for z in range(len(truth)) if z != worst]
     for index, k in enumerate(arm.organs, start=1):
         if (truth[others] == index).any():
-            for name, answer in (("before", found), ("after", after)):
+            for what, answer in ((BEFORE, found), (AFTER, after)):
                 result = protocol.ep2(answer[others] == index, truth[others] == index)
-                made = row(
-                    arm, query.id, model.plan.classes.names[k], f"other slices {name} correction", result
-                )
+                made = row(arm, query.id, model.plan.classes.names[k], what, result)
                 yield {**made, "seconds": seconds}
