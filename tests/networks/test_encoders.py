@@ -116,6 +116,33 @@ def test_other_kinds_of_files_are_refused(tmp_path):
         start_from(little(), str(tmp_path / "bad.safetensors"))
 
 
+def test_weights_of_timm_are_loaded_by_name_and_say_what_is_missing(monkeypatch):
+    source = ResNet(1, depths=(1, 1, 6, 1), width=2, features=4)
+    head = {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}
+    trunk = {k: v for k, v in source.state_dict().items() if not k.startswith("reduce.")}
+    asked = []
+
+    def create_model(name: str, pretrained: bool):
+        asked.append((name, pretrained))
+        return types.SimpleNamespace(state_dict=lambda: {**trunk, **head})
+
+    net = ResNet(1, depths=(1, 1, 6, 1), width=2, features=4)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match="'timm', which is not installed"):
+        start_from(net, "timm")
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
+    assert set(start_from(net, "timm")) == set(trunk)
+    assert asked == [("resnet50", True)]
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in trunk.items())
+
+    def offline(name: str, pretrained: bool):
+        raise OSError("no network here")
+
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=offline))
+    with pytest.raises(ConfigError, match=r"cannot be downloaded \(no network here\)"):
+        start_from(net, "timm")
+
+
 def test_online_weights_say_what_is_missing(monkeypatch):
     net = ResNet(1, depths=(1, 1, 23, 1), width=2, features=4)
     with pytest.raises(ConfigError, match="resnet101"):

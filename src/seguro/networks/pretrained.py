@@ -11,9 +11,9 @@ from torch import Tensor
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_checked
-from seguro.networks.encoders import ResNet
+from seguro.networks.encoders import DEPTHS, ResNet
 
-ONLINE = "online"
+ONLINE, TIMM = "online", "timm"
 PREFIX = "backbone."
 """Of the trunk's names in the files of segmentation networks."""
 HEADS = ("fc.", "classifier.", "aux_classifier.")
@@ -25,13 +25,15 @@ def start_from(encoder: ResNet, weights: str) -> list[str]:
 
     Args:
         encoder: whose parts are named as in torchvision.
-        weights: a .safetensors file, or "online" for those of DeepLabV3-ResNet101 on COCO.
+        weights: a .safetensors file, "online" for those of DeepLabV3-ResNet101 on COCO (torchvision),
+            "timm" for the default ones of this network on ImageNet (timm).
 
     Raises:
         DataError: no such file, or names or shapes that do not agree; nothing is loaded in part.
-        ConfigError: a file of another kind, another network than "online" has, no torchvision or no network.
+        ConfigError: a file of another kind, another network than "online" has, no package or no network.
     """
-    found = _online(encoder) if weights == ONLINE else _file(Path(weights))
+    download = {ONLINE: _online, TIMM: _timm}.get(weights)
+    found = download(encoder) if download else _file(Path(weights))
     found = {k.removeprefix(PREFIX): v for k, v in found.items()}
     found = {k: v for k, v in found.items() if not k.startswith(HEADS)}
     own = encoder.state_dict()
@@ -53,8 +55,9 @@ def start_from(encoder: ResNet, weights: str) -> list[str]:
 def _file(path: Path) -> Mapping[str, Tensor]:
     if path.suffix != ".safetensors":
         raise ConfigError(
-            f"weights {path}: expected a .safetensors file or {ONLINE!r}; a pickled checkpoint can run code "
-            "when opened and is never loaded: convert its state_dict with safetensors where you trust it"
+            f"weights {path}: expected a .safetensors file, {ONLINE!r} or {TIMM!r}; a pickled checkpoint can "
+            "run code when opened and is never loaded: convert its state_dict with safetensors where you "
+            "trust it"
         )
     try:
         found: Mapping[str, Tensor] = parse(read_checked(path).data)
@@ -78,6 +81,27 @@ def _online(encoder: ResNet) -> Mapping[str, Tensor]:
     except OSError as error:
         raise ConfigError(
             f"weights online cannot be downloaded ({error}): give a local .safetensors file, or weights=null "
+            "to train from scratch"
+        ) from error
+    return found
+
+
+def _timm(encoder: ResNet) -> Mapping[str, Tensor]:
+    """Return the weights that timm keeps for this network; its names are those of torchvision."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError(
+            "weights timm needs the package 'timm', which is not installed: pip install timm, or give a "
+            "local .safetensors file"
+        ) from error
+    names = {depths[2]: name for name, depths in DEPTHS.items()}
+    name = names.get(len(encoder.layer3), "resnet101")  # type: ignore[arg-type]  # a Sequential
+    try:
+        found: Mapping[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"weights timm cannot be downloaded ({error}): give a local .safetensors file, or weights=null "
             "to train from scratch"
         ) from error
     return found

@@ -11,7 +11,7 @@ from seguro.methods.alpnet.config import PRESETS, AlpnetConfig
 from seguro.methods.alpnet.predictor import FewShot, nearest, pooling
 from seguro.methods.alpnet.raster import raster
 from seguro.methods.contract import Bound, Support
-from seguro.networks.encoders import build_encoder
+from seguro.networks.encoders import Encoder, build_encoder
 
 CLOSE = 1e-3
 """Of logits up to 20: features of equal slices in batches of other sizes round otherwise."""
@@ -54,6 +54,33 @@ def test_copies_of_a_shot_equal_one_and_order_does_not_matter(predictor, prior):
     torch.testing.assert_close(by(0), by(0, 0, 0), rtol=0, atol=CLOSE)
     torch.testing.assert_close(by(0, 1, 2), by(2, 0, 1), rtol=0, atol=CLOSE)
     assert not torch.allclose(by(0), by(1), atol=0.1)
+
+
+class Patches(Encoder):
+    """A stand-in for a transformer's patch embedding: one feature cell per square of `stride` pixels."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride, self.features = stride, 8
+        self.embed = torch.nn.Conv2d(1, 8, stride, stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.embed(x)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 14, 16])
+@pytest.mark.parametrize("size", [(40, 48), (37, 53)], ids=str)
+def test_encoders_of_any_stride_see_whole_cells(stacks, stride, size):
+    torch.manual_seed(0)
+    config = AlpnetConfig.model_validate({**PRESETS["tiny"], "size": 64})
+    model = FewShot(Patches(stride), stacks[2], config).eval().requires_grad_(False)
+    image, label = scan(size=size)
+    cells = model.features(image.movedim(1, 0))
+    a, b = model.raster.size(size)
+    assert (a % stride, b % stride) == (0, 0) and cells.shape[2:] == (a // stride, b // stride)
+    other = scan(7, seed=5, size=(29, 61))[0]
+    logits = model(other[None], Support((image,), (label,), TWO))
+    assert logits.shape == (1, 3, 7, 29, 61) and torch.isfinite(logits).all()
 
 
 def test_single_slices_may_come_in_any_order(predictor):

@@ -53,8 +53,9 @@ class AlpnetConfig(Record):
     features: int = Field(64, ge=2)
     """Channels of the feature map."""
     weights: str | None = None
-    """Of a resnet: a .safetensors file with the names of torchvision, or "online" to download those trained
-    on COCO by way of torchvision; null: from scratch. Read once, when training begins."""
+    """Of a resnet: a .safetensors file with the names of torchvision, "online" to download those trained on
+    COCO by way of torchvision, "timm" its default ones of ImageNet; null: from scratch. Read once, when
+    training begins."""
     foreground: Literal["both", "global"] = "both"
     """both: a global prototype, and local ones where the mask fills a window of `gate`. global: one only."""
     background: Literal["local", "global"] = "local"
