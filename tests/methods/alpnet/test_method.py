@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from seguro import api
 from seguro.api.job import resolve
 from seguro.core.errors import ConfigError
 from seguro.core.seeds import derive, generator
+from seguro.core.settings import read_yaml
 from seguro.data import phantom
 from seguro.data.planner import PlanOptions
 from seguro.engine.limits import Limits
@@ -70,8 +72,6 @@ _HOOKS: list = []
 
 def test_labels_make_no_difference_and_are_never_opened(stacks, cases_of, config, tmp_path, opened):
     """Acceptance 10: without a single label file the weights are the same to the bit."""
-    import shutil
-
     store = tmp_path / "store"
     shutil.copytree(stacks[0], store)
     opened.clear()
@@ -85,6 +85,31 @@ def test_labels_make_no_difference_and_are_never_opened(stacks, cases_of, config
     without = trained(stacks, cases_of(config, store), tmp_path / "without", config)
     assert equal(with_labels, without)
     assert not equal(with_labels, trained(stacks, cases_of(config), tmp_path / "other", config, seed=1))
+
+
+@pytest.mark.parametrize("batch", [2, None], ids=["batch 2", "the planned batch"])
+def test_train_without_labels_gives_the_same_weights(tmp_path, batch):
+    """Acceptance 10 through the whole command: plan, folds, store and batch come of images alone too."""
+    pytest.importorskip("skimage")
+    found = []
+    for what in ("with", "without"):
+        data = phantom.write_folder(
+            tmp_path / what / "data", n_labelled=4, shape=(3, 32, 40), spacing=(8.0, 1.0, 1.0), n_classes=3
+        )
+        if what == "without":
+            shutil.rmtree(data / "labels")
+        options = api.TrainOptions(
+            method="alpnet", preset="tiny", updates=2, batch=batch, validations=1, fold="0"
+        )
+        run = api.train(
+            data, options, out=tmp_path / what / "w", plan_options=PlanOptions(dims=2, memory_gib=0.02)
+        )
+        model = load_model(run)
+        assert len(model.plan.classes.foreground) == (3 if what == "with" else 0)
+        config = read_yaml(run / "config.yaml")
+        found.append((config["batch"], model.predictor.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][k], v) for k, v in found[1][1].items())
 
 
 def test_data_that_nobody_labelled_train_a_model_that_a_support_puts_to_use(tmp_path, monkeypatch):
