@@ -196,3 +196,44 @@ def test_slice_words():
     assert [slice_choice(t) for t in ("auto", "3, 5", "0")] == ["auto", (3, 5), (0,)]
     with pytest.raises(ConfigError, match="numbers"):
         slice_choice("3-5")
+
+
+def test_a_prediction_with_a_support_names_refine_next_and_it_works_as_printed(
+    few_shot_run, folders, tmp_path, capsys
+):
+    image, mask, queries = folders
+    query, out = queries / "case_006.nii.gz", tmp_path / "out"
+    words = ["predict", few_shot_run, query, "--support", image, "--support-label", mask, "--out", out]
+    assert main([*map(str, words)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    expected = f"seguro refine {few_shot_run} {query} --predictions {out} --corrected LABEL.nii.gz"
+    assert "".join(expected.split()) in "".join(printed.split())  # a terminal breaks long lines
+    label = nib.load(out / "case_006.nii.gz")
+    changed = np.asarray(label.dataobj).copy()
+    changed[8:12, 8:12, 5] = 1 - changed[8:12, 8:12, 5].clip(0, 1)
+    nib.save(nib.Nifti1Image(changed, label.affine), tmp_path / "c.nii.gz")
+    call(capsys, *expected.replace("LABEL.nii.gz", str(tmp_path / "c.nii.gz")).split()[1:])
+
+
+def test_slices_without_a_doubtful_voxel_are_not_offered(
+    few_shot_run, predicted, folders, tmp_path, capsys, monkeypatch
+):
+    from dataclasses import replace
+
+    from seguro.api import refine as module
+
+    query = folders[2] / "case_006.nii.gz"
+    label = nib.load(predicted / "case_006.nii.gz")
+    changed = np.asarray(label.dataobj).copy()
+    changed[8:12, 8:12, 5] = 1 - changed[8:12, 8:12, 5].clip(0, 1)
+    nib.save(nib.Nifti1Image(changed, label.affine), tmp_path / "c.nii.gz")
+    real = module.refine
+
+    def settled(*args, **kwargs):
+        return replace(real(*args, **kwargs), following=((3, 7.0), (4, 0.2), (2, 0.0)))
+
+    monkeypatch.setattr(module, "refine", settled)
+    words = ["refine", few_shot_run, query, "--predictions", predicted, "--corrected", tmp_path / "c.nii.gz"]
+    found = call(capsys, *words)
+    assert found["next_slices"] == [{"slice": 3, "expected_wrong_voxels": 7.0}]
+    call(capsys, *words[:5], "--undo")

@@ -206,6 +206,13 @@ def test_recommendation(tmp_path, numbers, method):
     assert advice.command.split(" ")[1] in ("train", "check") and f"'{folder}'" in advice.command
 
 
+def test_without_any_label_the_methods_that_need_none_are_named(tmp_path):
+    folder = phantom.write_folder(tmp_path / "bare", n_labelled=0, n_unlabelled=2, seed=1)
+    advice = run(folder, tmp_path).recommendation
+    assert advice.method == "none"
+    assert "2 unlabelled" in advice.why and "alpnet" in advice.why and "factory" in advice.why
+
+
 def test_large_volumes_get_pfseg(data, tmp_path):
     found = run(data, tmp_path).manifest
     change = {"shape": (200, 512, 512), "split": "train"}

@@ -11,12 +11,13 @@ from seguro.cli.terminal import AsJson, DryRun, console, finish
 from seguro.core.errors import ConfigError
 from seguro.data.importers import OPTIONS, TABLE, importer
 
+_TAKES = "; ".join(f"{name}: {what}" for name, (_, what) in TABLE.items()) + "."
 _FOR = {name: ", ".join(known) for name, known in OPTIONS.items()}
 
 
 def imports(
     name: Annotated[str, typer.Argument(help=f"One of: {', '.join(TABLE)}.")],
-    source: Annotated[Path, typer.Argument(help="What was downloaded or exported: an archive or a folder.")],
+    source: Annotated[Path, typer.Argument(help=f"What was downloaded or exported. {_TAKES}")],
     out: Annotated[Path | None, typer.Option(help="Folder to write the data set into.")] = None,
     min_max: Annotated[
         bool, typer.Option("--min-max", help=f"Images to [0, 1] by their own range: {_FOR['min_max']}.")

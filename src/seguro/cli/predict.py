@@ -194,7 +194,9 @@ def predict(
         result={"predictions": [summary(r) for r in reports]},
         as_json=as_json,
         warnings=warnings.lines(),
-        then=following(reports[0].out, tasks[0].workspace, data_root),
+        then=refining(tasks[0], reports[0], images)
+        if support and tasks[0].workspace is None
+        else following(reports[0].out, tasks[0].workspace, data_root),
     )
     code = max(r.exit_code for r in reports)
     if code:
@@ -342,6 +344,17 @@ def summary(report: PredictionReport) -> dict[str, Any]:
         "flags": {c.id: list(c.flags) for c in report.cases if c.flags},
         "outputs": dict(report.outputs),
     }
+
+
+def refining(task: Task, report: PredictionReport, images: Sequence[Path]) -> str:
+    """Return the command that takes a corrected slice of one of the images over."""
+    import shlex
+
+    one = len(report.cases) == 1 and all(i.is_file() for i in images)
+    query = [str(i) for i in images] if one else ["IMAGE"]
+    also = [word for model in task.models[1:] for word in ("--also", str(model))]
+    command = ["seguro", "refine", str(task.models[0]), *query, "--predictions", str(report.out), *also]
+    return f"{shlex.join(command)} --corrected LABEL.nii.gz"
 
 
 def following(out: Path, workspace: Path | None, data_root: Path | None) -> str:

@@ -72,7 +72,7 @@ def refine(
     )
     for line in case.flags:
         text.print(f"  [yellow]{escape(line)}[/]")
-    best = done.following[:SHOWN]
+    best = [(z, wrong) for z, wrong in done.following[:SHOWN] if round(wrong) > 0]
     if best:
         text.print("look next at slice " + ", ".join(f"{z} ({wrong:.0f} voxels)" for z, wrong in best))
     finish(

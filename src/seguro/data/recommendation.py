@@ -35,7 +35,10 @@ def recommend(manifest: Manifest, data: str) -> Recommendation:
     voxels = float(np.median([np.prod(c.shape) for c in manifest.cases])) if manifest.cases else 0.0
     n, m = len(train), len(unlabelled)
     if n == 0:
-        why = f"no training case has a label ({m} unlabelled): label at least one and check again"
+        why = (
+            f"no training case has a label ({m} unlabelled): label at least one and check again; --method "
+            "alpnet (needs one annotated scan to predict) and factory (makes images) train without any"
+        )
         return Recommendation("none", f"seguro check {data}", why)
     if n == 1:
         return _named("alpnet", f"one labelled scan and {m} unlabelled: learn from one example", data)

@@ -21,10 +21,13 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "covid": ("seguro.data.importers.covid", "MedSeg COVID-19 slices: folder of image and mask stacks"),
     "dicom": ("seguro.data.importers.dicom", "DICOM series: any folder with them"),
-    "chaos": ("seguro.data.importers.chaos", "CHAOS T2-SPIR MR: folder with <id>/T2SPIR/DICOM_anon, Ground"),
+    "chaos": (
+        "seguro.data.importers.chaos",
+        "CHAOS T2-SPIR MR: folder with <id>/T2SPIR/DICOM_anon, Ground (extra: dicom)",
+    ),
     "sabs": (
         "seguro.data.importers.sabs",
-        "BTCV abdominal CT: folder with img and label of the training set",
+        "BTCV abdominal CT: folder with img/img0001.nii.gz and label/label0001.nii.gz, ...",
     ),
     "brats": (
         "seguro.data.importers.brats",
