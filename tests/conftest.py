@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,18 @@ def flat_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def few_shot_run(phantom_folder, tmp_path_factory) -> Path:
     """A run of the few-shot method on the phantom set, untrained: enough for everything but scores."""
+    folder = tmp_path_factory.mktemp("few") / "phantom.seguro"
+    return untrained_run(phantom_folder, folder, "alpnet", memory_gib=0.01, batch=2, dims=2)
+
+
+@pytest.fixture(scope="session")
+def untrained() -> Callable[..., Path]:
+    """`untrained_run`, for tests."""
+    return untrained_run
+
+
+def untrained_run(data: Path, folder: Path, name: str = "supervised", **planned: Any) -> Path:
+    """Plan `data` in the workspace `folder` and return a run of the tiny method `name` there, untrained."""
     import torch
 
     from seguro import api
@@ -49,16 +63,15 @@ def few_shot_run(phantom_folder, tmp_path_factory) -> Path:
     from seguro.methods import get
     from seguro.networks import build
 
-    folder = tmp_path_factory.mktemp("few") / "phantom.seguro"
-    _, _, plan = api.plan(phantom_folder, out=folder, options=PlanOptions(memory_gib=0.01, batch=2, dims=2))
-    kind = get("alpnet")
+    _, _, plan = api.plan(data, out=folder, options=PlanOptions(**planned))
+    kind = get(name)
     config = kind.Config.model_validate(kind.presets["tiny"])
     torch.manual_seed(0)
     method = kind(config, plan, build)
-    run = folder / "runs" / "few"
+    run = folder / "runs" / "untrained"
     save_model(
         run / "model",
-        method="alpnet",
+        method=name,
         config=config.model_dump(mode="json"),
         plan=plan,
         predictor=method.predictor(method.modules),
