@@ -2,7 +2,7 @@
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
-window, PFSeg, the few-shot volume and the lattice, wall time for the others). Peak memory is what a fresh
+window, PFSeg, few-shot jobs and the lattice, wall time for the others). Peak memory is what a fresh
 process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
 """
 
@@ -24,7 +24,7 @@ from pathlib import Path
 
 from timed import Job
 from timed.inference import few_shot, whole_volume, windows
-from timed.steps import federated, lattice, patch, startup
+from timed.steps import episodes, federated, lattice, patch, startup
 from timed.surface import surface_all, surface_hd95, surface_transform
 
 from seguro.core.files import write_json
@@ -78,6 +78,12 @@ JOBS: dict[str, Job] = {
         repeats=1,
     ),
     "few-shot volume": Job(few_shot, clock=time.process_time, repeats=1, limit_s=3, least_ratio=5),
+    "few-shot training step, 64 px": Job(
+        partial(episodes, 64), clock=time.process_time, repeats=5, limit_s=0.3
+    ),
+    "few-shot training step, 128 px": Job(
+        partial(episodes, 128), clock=time.process_time, repeats=5, limit_s=1
+    ),
     "federated round without training": Job(federated, clock=time.process_time, repeats=5, limit_s=0.1),
     "federated round without training, saved": Job(
         partial(federated, 0.0), clock=time.process_time, repeats=5

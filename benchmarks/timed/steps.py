@@ -77,6 +77,43 @@ def lattice(tricks: frozenset[str] | None = None) -> Pair:
     return Pair("1 patch 32x48x32, width 64", ours, "plain layers", lambda: step(slow).shape)
 
 
+def episodes(size: int, batch: int = 4) -> Pair:
+    """One update of the few-shot method as it trains, drawing its episodes included; `size` pixels."""
+    import tempfile
+    from itertools import count
+
+    import torch
+
+    from seguro import api
+    from seguro.data import phantom
+    from seguro.data.planner import PlanOptions
+    from seguro.data.store import Cases
+    from seguro.data.superpixels import compute
+    from seguro.engine.limits import Limits
+    from seguro.engine.loop import Loop
+    from seguro.engine.runtime import Runtime
+    from seguro.methods.alpnet.config import PRESETS, AlpnetConfig
+    from seguro.methods.alpnet.method import Alpnet
+    from seguro.networks import build
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    folder = Path(tempfile.mkdtemp())
+    data = phantom.write_msd(
+        folder / "data", n_labelled=2, n_test=0, shape=(8, 256, 256), spacing=(8.0, 1.25, 1.25)
+    )
+    store = api.prepare(data, out=folder / "w", options=PlanOptions(dims=2))
+    _, manifest, plan = api.plan(data, out=folder / "w")
+    windows = {"train_window": 2.0, "test_window": 1.0, "gate": 2.0} if size < 128 else {}
+    config = AlpnetConfig.model_validate({**PRESETS["small"], "size": size, **windows})
+    cases = Cases(store, manifest.of("train"), plan.classes, hide_labels=True, regions=config.superpixels)
+    compute(cases, config.superpixels, axis=plan.slice_axis)
+    method = Alpnet(config, plan, build)
+    loop = Loop(method, cases, folder / "run", Runtime("cpu"), Limits(updates=1000), batch, 0)
+    updates = count()
+    return Pair(f"{batch} episodes of 256x256 at {size} px", lambda: loop.run_updates(next(updates), 1))
+
+
 def federated(save_every_s: float | None = None) -> Pair:
     """One round of the simulator at four sites, all of it but the local training."""
     from federated_round import rounds
