@@ -9,6 +9,7 @@ from seguro.core.errors import ConfigError
 from seguro.networks.classic import ClassicUNet
 from seguro.networks.lattice import Lattice
 from seguro.networks.mixing import MixPlan, forward, forward_mixed, points_of
+from seguro.networks.resunet import Decomposed, LowResolution, ResUNet
 from seguro.networks.unet import UNet
 
 SWAP = torch.tensor([2, 0, 1])
@@ -24,6 +25,11 @@ def networks():
     yield "unet-2d", lambda: UNet(strides=two, kernels=[(3, 3)] * 5, **unet), (32, 32)
     yield "unet-3d", lambda: UNet(strides=three, kernels=[(3, 3, 3)] * 3, **unet), (8, 8, 8)
     yield "lattice-3d", lambda: Lattice(strides=[(1, 1, 1), (1, 1, 1), (2, 2, 2)], **unet), (16, 16, 16)
+    res = {"classes": 3, "strides": three, "width": 4}
+    yield "resunet-3d", lambda: ResUNet(in_channels=1, **res), (8, 8, 8)
+    yield "resunet-low", lambda: LowResolution(ResUNet(in_channels=1, **res), (1, 2, 2)), (8, 16, 16)
+    many = {**res, "classes": 12}
+    yield "resunet-decomposed", lambda: Decomposed(ResUNet(in_channels=4, **many), (1, 2, 2)), (8, 16, 16)
     yield "monai-basic", lambda: _monai("BasicUNet", features=(4, 4, 4, 8, 8, 4)), (32, 32)
     yield "monai-unet", lambda: _monai("UNet", channels=(4, 8, 8), strides=(2, 2)), (16, 16)
     yield "monai-segres", lambda: _monai("SegResNet", init_filters=8), (16, 16)
@@ -150,7 +156,9 @@ def test_what_comes_before_is_the_plain_pass_and_what_comes_after_is_not(made):
 
 
 @pytest.mark.parametrize(
-    "row", [r for r in networks() if r[0] in ("classic-2d", "unet-3d")], ids=lambda row: row[0]
+    "row",
+    [r for r in networks() if r[0] in ("classic-2d", "unet-3d", "resunet-3d", "resunet-low")],
+    ids=lambda row: row[0],
 )
 def test_skips_official_leaves_shallower_ones_alone_and_all_mixes_each(row):
     _, build, size = row
@@ -186,6 +194,15 @@ def test_a_decoder_layer_mixes_the_skips_that_are_still_to_come():
     assert points.mixed_at("dec2", "all") == {"dec2", "skip1", "skip0"}
     assert points.mixed_at("dec2", "official") == {"dec2"}
     assert points.mixed_at("input", "all") == {"input"} and points.mixed_at("last", "all") == {"last"}
+
+
+def test_our_networks_name_encoder_and_decoder_and_the_papers_number_the_encoder(made):
+    net, points, _x = made
+    if points.modules:
+        pytest.skip("a network of MONAI has the names of its parts")
+    assert points.names == net.names and points.resolve(1) == points.stages[0] != "input"
+    at = [points.names.index(n) for n in points.stages]
+    assert at == sorted(at) and len(points.names) > len(points.stages) + 2  # a decoder follows
 
 
 def test_unknown_layers_are_refused_with_the_known_ones(made):

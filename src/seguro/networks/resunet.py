@@ -16,7 +16,7 @@ from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.networks.blocks import pad_to_multiple
 from seguro.networks.resolution import lowered, product, raised, shuffled, unshuffled
-from seguro.networks.superres import Encoder, ResConv, Up
+from seguro.networks.superres import Encoder, Hook, ResConv, Up
 
 DEPTH = 4
 """Halvings of the published network."""
@@ -33,6 +33,8 @@ class ResUNet(nn.Module):
 
     Shape: (N, in_channels, Z, Y, X) -> (N, classes, Z, Y, X); sizes that the total stride does not divide are
     padded with their edge. 8,301,217 parameters at width 32, one channel, one class (as published).
+
+    `names`, `stages` and `skips` as of `UNet`.
     """
 
     def __init__(
@@ -48,51 +50,90 @@ class ResUNet(nn.Module):
             self.up.append(Up(below, here, pool))
             self.dec.append(ResConv(2 * here, here))
         self.head = nn.Conv3d(width, classes, 1)
+        up = [name for i in reversed(range(len(pools))) for name in (f"skip{i}", f"dec{i}")]
+        self.stages: tuple[str, ...] = tuple(f"enc{i}" for i in range(len(pools) + 1))
+        self.skips = {f"skip{i}": f"enc{i}" for i in range(len(pools))}
+        self.names: tuple[str, ...] = ("input", *self.stages, *up, "last")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, classes, Z, Y, X)."""
-        x, undo = pad_to_multiple(x, self.multiple)
-        *skips, x = self.encoder(x)
-        for up, block, skip in zip(self.up, self.dec, reversed(skips), strict=True):
-            x = block(torch.cat([up(x), skip], dim=1))
-        return cast(Tensor, self.head(x)[undo])
+    def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
+        """Return logits (N, classes, Z, Y, X); `hook` may replace any named activation."""
+        at = hook or _unchanged
+        x, undo = pad_to_multiple(at("input", x), self.multiple)
+        *skips, x = self.encoder(x, hook)
+        for level in reversed(range(len(skips))):
+            up, block = self.up[-1 - level], self.dec[-1 - level]
+            skip = at(f"skip{level}", skips[level])
+            x = at(f"dec{level}", block(torch.cat([up(x), skip], dim=1)))
+        return at("last", cast(Tensor, self.head(x)[undo]))
 
 
-class LowResolution(nn.Module):
-    """A network on the image at 1 / scale, its logits enlarged linearly: no detail comes back.
+class Reduced(nn.Module):
+    """A network that works on the image at 1 / scale.
 
     Shape: (N, C, *size) -> (N, classes, *size), any size.
+
+    `names`, `stages` and `skips` are the network's; its "input" and "last" are the full-size ones here.
     """
 
     def __init__(self, network: nn.Module, scale: Sequence[int]) -> None:
         super().__init__()
         self.network = network
         self.scale = (scale[0], scale[1], scale[2])
+        self.names: tuple[str, ...] | None = getattr(network, "names", None)
+        self.stages: tuple[str, ...] = getattr(network, "stages", ())
+        self.skips: dict[str, str] | None = getattr(network, "skips", None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of the size of `x`."""
-        x, undo = pad_to_multiple(x, self.scale)
-        return raised(self.network(lowered(x, self.scale)), self.scale)[undo]
+    def down(self, x: Tensor) -> Tensor:
+        """Return what the network sees of the image."""
+        raise NotImplementedError
+
+    def back(self, x: Tensor) -> Tensor:
+        """Return the network's logits at full size."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
+        """Return logits of the size of `x`; `hook` may replace any named activation."""
+        at = hook or _unchanged
+        x, undo = pad_to_multiple(at("input", x), self.scale)
+        inside = () if hook is None else (_between(hook),)
+        return at("last", self.back(self.network(self.down(x), *inside))[undo])
 
 
-class Decomposed(nn.Module):
+class LowResolution(Reduced):
+    """The image averaged down, the logits enlarged linearly: no detail comes back."""
+
+    def down(self, x: Tensor) -> Tensor:
+        """Return the averaged image."""
+        return lowered(x, self.scale)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Return the enlarged logits."""
+        return raised(x, self.scale)
+
+
+class Decomposed(Reduced):
     """Holistic decomposition (Zeng and Zheng, 2018): a block's voxels become channels, logits the reverse.
 
     Nothing of the input is lost, and the network works at the cost of the low resolution. It must take
     `product(scale)` times the image's channels and return as many times the classes.
-
-    Shape: (N, C, *size) -> (N, classes, *size), any size.
     """
 
-    def __init__(self, network: nn.Module, scale: Sequence[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.scale = (scale[0], scale[1], scale[2])
+    def down(self, x: Tensor) -> Tensor:
+        """Return the image's voxels as channels."""
+        return unshuffled(x, self.scale)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits of the size of `x`."""
-        x, undo = pad_to_multiple(x, self.scale)
-        return shuffled(self.network(unshuffled(x, self.scale)), self.scale)[undo]
+    def back(self, x: Tensor) -> Tensor:
+        """Return the logits' channels as voxels."""
+        return shuffled(x, self.scale)
+
+
+def _unchanged(name: str, x: Tensor) -> Tensor:
+    return x
+
+
+def _between(hook: Hook) -> Hook:
+    """Return the hook for what lies between the first and the last activation."""
+    return lambda name, x: x if name in ("input", "last") else hook(name, x)
 
 
 def resunet_from_plan(

@@ -12,7 +12,7 @@ without guidance (the plain residual U-Net).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,8 @@ LOSS_MAPS = 12
 SLOPE = 0.01
 EPS = 1e-5
 
+Hook = Callable[[str, Tensor], Tensor]
+"""Called as `hook(name, activation)`; what it returns goes on in place of the activation."""
 Stem = Literal["interpolate", "pixel-unshuffle"]
 Inject = Literal["concat", "scatter"]
 
@@ -94,12 +96,18 @@ class Encoder(nn.Module):
         self.pools = tuple(pools)
         self.blocks = nn.ModuleList(ResConv(i, o) for i, o in zip([cin, *widths], widths, strict=False))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return the activation of every level."""
-        maps = [self.blocks[0](x)]
-        for pool, block in zip(self.pools, list(self.blocks)[1:], strict=True):
-            maps.append(block(F.max_pool3d(maps[-1], pool)))
-        return maps
+    def forward(self, x: Tensor, hook: Hook | None = None) -> list[Tensor]:
+        """Return the activation of every level.
+
+        What `hook` makes of "encK" flows on downwards, the last one is returned so; those before it, which
+        cross to a decoder, are returned as they were.
+        """
+        maps: list[Tensor] = []
+        for level, block in enumerate(self.blocks):
+            raw = block(x if level == 0 else F.max_pool3d(x, self.pools[level - 1]))
+            x = raw if hook is None else hook(f"enc{level}", raw)
+            maps.append(raw)
+        return [*maps[:-1], x]
 
 
 class Stage(nn.Module):
