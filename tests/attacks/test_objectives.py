@@ -16,7 +16,7 @@ from seguro.core.types import IGNORE, Classes
 TWO = Classes(names=("background", "a"), values=((0,), (1,)))
 THREE = Classes(names=("background", "a", "b"), values=((0,), (1,), (2,)))
 REGIONS = Classes(names=("whole", "core"), values=((1, 2), (2,)), regions=True, paint=(1, 2))
-HELD = ("cospgd", "masked-ce", "balanced-masked-ce")
+HELD = ("cospgd", "masked-ce", "balanced-masked-ce", "margin-then-dice")
 """Objectives that hold a weight or a part of the value fixed."""
 SMOOTHLY = [n for n in OBJECTIVES if n != "dlr"]
 EXACT = 1e-6
@@ -55,6 +55,7 @@ LENGTH = (P**2 + (1 - P) ** 2) ** 0.5
         ("margin", 0.0, (-1.0 + 0.0) / 2),
         ("balanced-margin", 0.0, (-1.0 + 0.0) / 2),
         ("dice", 0.0, 1 - (2 * (1 - P) + 1) / (2 * (1 - P) + 1 + 1)),
+        ("margin-then-dice", 0.0, 1 - (2 * (1 - P) + 1) / (2 * (1 - P) + 1 + 1)),
         ("tversky", 0.0, 1 - (1 - P + 0.5) / (1 - P + 0.3 * (1 - P) + 0.7 * P + 0.5)),
         ("segpgd", 0.0, CE_RIGHT / 2),
         ("segpgd", 1.0, (CE_RIGHT / 2 + CE_WRONG / 2) / 2),
@@ -153,6 +154,19 @@ def test_masked_cross_entropy_has_the_value_of_all_voxels_and_the_gradient_of_ri
     right = logits.argmax(1, keepdim=True) == of.label.unsqueeze(1)
     assert 0 < int(right.sum()) < right.numel()
     torch.testing.assert_close(ours, theirs * right)
+
+
+@pytest.mark.parametrize(
+    ("progress", "steered_by"), [(0.0, "balanced-margin"), (0.59, "balanced-margin"), (0.6, "dice")]
+)
+def test_the_margin_steers_first_and_dice_then(progress: float, steered_by: str) -> None:
+    logits, of = sample(THREE, (3, 4))
+    logits.requires_grad_(True)
+    got = OBJECTIVES["margin-then-dice"](logits, of, progress)
+    torch.testing.assert_close(got, OBJECTIVES["dice"](logits, of, progress))
+    (ours,) = torch.autograd.grad(got.sum(), logits)
+    (theirs,) = torch.autograd.grad(OBJECTIVES[steered_by](logits, of, progress).sum(), logits)
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_the_balanced_margin_gives_each_class_the_same_weight() -> None:

@@ -48,7 +48,7 @@ def test_curves_guards_and_examples_are_written_and_not_made_again(run, capsys):
     assert first["folder"] == str(folder) and not first["skipped"]
     rows = read_csv(folder / "robustness.csv")
     assert {r.eps for r in rows} == {0, 16, 64}
-    assert {r.attack for r in rows} == {"worst", "noise", "fpgd-balanced-margin"}
+    assert {r.attack for r in rows} == {"worst", "noise", "fpgd-margin-then-dice"}
     worst = {(r.case, r.cls, r.eps): r.dice for r in rows if r.attack == "worst"}
     for (case, cls, eps), dice in worst.items():
         others = [r.dice for r in rows if (r.case, r.cls, r.eps) == (case, cls, eps) and r.dice is not None]
@@ -157,10 +157,10 @@ def test_whole_volumes_and_black_box(run, capsys):
 def test_a_field_of_an_attack_is_set_and_told(run, capsys):
     few = ("--suite", "quick", "--eps", "0,16", "--iters", "4", "--check", "1", "--limit", "1")
     plain = call(capsys, run, *few)
-    larger = ("--set", "fpgd-balanced-margin.step=1.0")
+    larger = ("--set", "fpgd-margin-then-dice.step=1.0")
     result = call(capsys, run, *few, *larger, "--name", "larger")
     assert "set" not in plain["setting"]
-    assert result["setting"]["set"] == "fpgd-balanced-margin.step=1.0"
+    assert result["setting"]["set"] == "fpgd-margin-then-dice.step=1.0"
     folders = [run / "attacks" / n for n in ("quick-validation", "larger")]
     keys = [{f.name for f in (folder / "cases").glob("*.json")} for folder in folders]
     assert keys[0] and not keys[0] & keys[1] - clean_keys(run, folders)
@@ -186,7 +186,7 @@ def test_corruptions_at_severities(run, capsys):
 def test_the_report_shows_the_curves(run, capsys):
     assert main(["report", str(run)]) == 0
     page = (run / "report" / "report.html").read_text()
-    assert "Robustness" in page and "fpgd-balanced-margin" in page
+    assert "Robustness" in page and "fpgd-margin-then-dice" in page
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_the_report_shows_the_curves(run, capsys):
         (("--device", "bogus"), "--device bogus: not a device"),
         (("--set", "fab.trust"), "expected key=value"),
         (("--set", "fab=3"), "expected ATTACK.FIELD=VALUE"),
-        (("--set", "apgd-js.radii=[2,1.5,1]"), "no attack of this suite; it has fpgd-balanced-margin"),
+        (("--set", "apgd-js.radii=[2,1.5,1]"), "no attack of this suite; it has fpgd-margin-then-dice"),
         (("--set", "fab.trusty=1"), "unknown; fab has warm_start, margin"),
         (("--set", "fab.steps=3"), "use --iters"),
         (("--set", "square.p=2"), "p in (0, 1]"),

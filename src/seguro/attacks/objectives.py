@@ -23,6 +23,9 @@ DICE_SMOOTH = 1.0
 MISSED = 0.7
 """Weight of a missed voxel in the Tversky objective, against 0.3 of a false alarm."""
 
+SWITCH = 0.6
+"""Share of the attack after which `margin_then_dice` steers by Dice."""
+
 
 def _counted(logits: Tensor, truth: Truth) -> Tensor:
     """Return (N, decisions, *size) with 1 where a decision counts."""
@@ -162,6 +165,19 @@ def dice(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     return _overlap_loss(logits, truth, 0.5)
 
 
+def margin_then_dice(logits: Tensor, truth: Truth, progress: float) -> Tensor:
+    """Soft Dice with the gradient of the balanced margin until SWITCH of the attack, then its own.
+
+    The margin opens up voxels that are safely right, where Dice has no gradient to speak of; Dice then weighs
+    misses against false alarms as what is reported does. Values are those of Dice throughout.
+    """
+    value = dice(logits, truth, progress)
+    if progress >= SWITCH:
+        return value
+    steer = balanced_margin(logits, truth, progress)
+    return steer + (value - steer).detach()
+
+
 def tversky(logits: Tensor, truth: Truth, progress: float) -> Tensor:
     """As Dice, with a miss weighing more than a false alarm (Salehi et al. 2017): erases small objects.
 
@@ -209,6 +225,7 @@ OBJECTIVES: dict[str, Objective] = {
     "margin": margin,
     "balanced-margin": balanced_margin,
     "dice": dice,
+    "margin-then-dice": margin_then_dice,
     "tversky": tversky,
     "segpgd": segpgd,
     "cospgd": cospgd,

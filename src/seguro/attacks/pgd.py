@@ -21,7 +21,7 @@ class PGD:
     """Steps along the sign of the gradient (Madry et al. 2018), of fixed length by default.
 
     With `steps=1, step=1, start="clean"` the only point tried is x + epsilon * sign(gradient), in the box
-    (the fast gradient sign method). `falling` makes the strongest attack of few steps.
+    (the fast gradient sign method). `falling` makes a strong attack of few steps.
 
     Args:
         objective: a name in OBJECTIVES.
