@@ -48,6 +48,7 @@ def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_killed_attack_goes_on_and_ends_the_same(run):
     """No signal is caught: what is on the disk must do."""
     command = ["attack", str(run), *MANY, "--threads", "1"]

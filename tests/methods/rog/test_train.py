@@ -29,6 +29,7 @@ def changed(one, two) -> float:
     return max(float((one[k] - two[k]).abs().max()) for k in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "dims"), [("flat_folder", 2), ("phantom_folder", 3)])
 def test_a_clean_unet_is_hardened_by_free_training(folder, dims, request, tmp_path, capsys):
     """In 2-D and 3-D: the weights of a clean run are where Free training begins, and its noise moves them."""
