@@ -10,7 +10,13 @@ as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` 
 top) and `pairs` (arm: the arm that it is compared with). `set` lists are joined, any other option of an arm
 replaces the common one. With `folds` every arm is trained on each of them and its cases are scored together.
 `checkpoints` are the ones of a run that are scored: `chosen` by validation, `last`, or both of the same run;
-the last one's settings are called "NAME, last".
+the last one's settings are called "NAME, last". `full` (arm: the same with all labels) adds to each of
+`pairs` how much of the gap between its second arm and that one the first closes. `probabilities: true` keeps
+them and adds the calibration error. `workspace` names the experiment whose runs are shared: arms of the same
+name are the same there.
+
+Values of a case are means over the seeds; intervals are over patients and say nothing of other seeds, whose
+spread is `sd_of_seeds`.
 """
 
 from __future__ import annotations
@@ -25,13 +31,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from record import HERE, PACKAGES, standalone
 
 from seguro.core.files import read_json, write_json, write_text
+from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml
 from seguro.core.types import ScoreRow
 from seguro.evaluation.scores import read_csv
-from seguro.evaluation.statistics import paired, summarize
+from seguro.evaluation.statistics import BOOTSTRAPS, paired, summarize
 from seguro.report.figures import Dot, strip
 
 METRICS = ("dice", "hd95", "assd")
@@ -99,12 +107,13 @@ def predictions(plan: Mapping[str, Any], run: Path, checkpoint: str) -> Path:
 def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, threads: int) -> None:
     """Train, predict and evaluate one arm with one seed."""
     chosen = options(merged(plan.get("train", {}), plan["arms"][name]))
+    kept, metrics = (["--probabilities"], [*METRICS, "ece"]) if plan.get("probabilities") else ([], METRICS)
     for run, fold in runs_of(plan, workspace, name, seed).items():
         seguro("train", workspace, *chosen, *fold, "--seed", seed, "--name", run.name, "--threads", threads)
         for kind in checkpoints(plan):
             last = ["--last"] if kind == "last" else []
-            seguro("predict", run, "--cases", plan["cases"], *last, "--threads", threads)
-            seguro("evaluate", predictions(plan, run, kind), "--metrics", ",".join(METRICS), "--jobs", 1)
+            seguro("predict", run, "--cases", plan["cases"], *last, *kept, "--threads", threads)
+            seguro("evaluate", predictions(plan, run, kind), "--metrics", ",".join(metrics), "--jobs", 1)
 
 
 def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
@@ -143,6 +152,7 @@ def rows_of(
                 "class": row.cls,
                 "metric": row.metric,
                 "value": row.mean,
+                "sd": row.sd,
                 "low": row.low,
                 "high": row.high,
                 "n": row.n_cases,
@@ -151,6 +161,51 @@ def rows_of(
                 "sd_of_seeds": statistics.stdev(means) if len(means) > 1 else None,
             }
         )
+    return out
+
+
+def closed(
+    lower: Sequence[ScoreRow], arm: Sequence[ScoreRow], full: Sequence[ScoreRow]
+) -> dict[str, float | None]:
+    """Return how much of the gap in Dice between `lower` and `full` an arm closes, with its 95 % interval.
+
+    Gap and gain are means over the cases that all three have, patients are drawn with replacement. There is
+    no interval where a draw has no gap: then there is nothing to close a part of.
+    """
+    by_case = [{d.case: d.value for d in dice_of(rows)} for rows in (lower, arm, full)]
+    patient = {row.case: row.patient for row in lower}
+    cases = sorted(set.intersection(*map(set, by_case)))
+    low, got, most = (np.array([scores[c] for c in cases]) for scores in by_case)
+    names = sorted({patient[c] for c in cases})
+    member = np.array([[patient[c] == name for c in cases] for name in names], dtype=float)
+    gains, gaps = member @ (got - low), member @ (most - low)  # (patients,) sums
+    times = generator(0, "closed").multinomial(len(names), np.full(len(names), 1 / len(names)), BOOTSTRAPS)
+    drawn = times @ gaps
+    out: dict[str, float | None] = {
+        "gap": float(gaps.sum() / len(cases)),
+        "closed": float(gains.sum() / gaps.sum()) if gaps.sum() > 0 else None,
+        "low": None,
+        "high": None,
+    }
+    if drawn.min() > 0:
+        ends = np.quantile(times @ gains / drawn, (0.025, 0.975))
+        out |= {"low": float(ends[0]), "high": float(ends[1])}
+    return out
+
+
+def gaps_closed(
+    plan: Mapping[str, Any], scores: Mapping[str, Mapping[int, Sequence[ScoreRow]]]
+) -> list[dict[str, Any]]:
+    """Return what each first arm of `pairs` closes of its gap to the arm with all labels, on common seeds."""
+    out = []
+    for name, below in plan.get("pairs", {}).items():
+        for kind in checkpoints(plan) if below in plan.get("full", {}) else []:
+            three = [named(a, kind) for a in (below, name, plan["full"][below])]
+            seeds = [s for s in plan["seeds"] if all(s in scores.get(n, {}) for n in three)]
+            if seeds:
+                found = closed(*(over_seeds([scores[n][s] for s in seeds]) for n in three))
+                said = dict(zip(("against", "setting", "full"), three, strict=True))
+                out.append({**said, "seeds": seeds, "metric": "dice", **found})
     return out
 
 
@@ -197,6 +252,7 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
                 intersect=True,
             )
         ],
+        "gaps": gaps_closed(plan, scores),
     }
     write_json(folder / "result.json", result)
     dots = [(name, dice_of(over_seeds(list(runs.values())))) for name, runs in scores.items()]
@@ -228,7 +284,7 @@ def main() -> int:
     given = parser.parse_args()
     folder = HERE / given.name
     plan = read_yaml(folder / "experiment.yaml")
-    workspace = given.work / f"{given.name}.seguro"
+    workspace = given.work / f"{plan.get('workspace', given.name)}.seguro"
     if not given.collect:
         unknown = sorted(set(given.only or []) - set(plan["arms"]))
         if unknown:
@@ -237,7 +293,7 @@ def main() -> int:
             sys.exit(f"no seed {min(other)}; there are {plan['seeds']}")
         check = dict(plan.get("check", {}))
         if "patients" in check:
-            check["patients"] = folder / check["patients"]
+            check["patients"] = (folder / check["patients"]).resolve()
         seguro("check", given.data_root / plan["data"], "--out", workspace, *options(check))
         planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
         for seed in given.seed or plan["seeds"]:

@@ -13,15 +13,20 @@ from seguro import api
 from seguro.cli.main import app
 from seguro.core.errors import ConfigError
 from seguro.core.settings import read_yaml, settings_from
-from seguro.methods.roam.config import RoamConfig
+from seguro.core.types import ScoreRow
 from seguro.networks import ClassicUNet, UNet
 from seguro.networks.mixing import points_of
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 PLANS = {p.parent.name: read_yaml(p) for p in sorted(EXPERIMENTS.glob("*/experiment.yaml"))}
-NAMES = [n for n, plan in PLANS.items() if "arms" in plan and not {"kinds", "phases", "worlds"} & set(plan)]
+OTHERS = {"kinds", "phases", "settings", "worlds"}
+NAMES = [n for n, plan in PLANS.items() if "arms" in plan and not OTHERS & set(plan)]
 """Those of arms.py; others are read by scripts of their own."""
-FIELDS = {"data", "check", "plan", "edit", "train", "seeds", "folds", "cases", "checkpoints", "arms", "pairs"}
+FIELDS = {
+    "data", "check", "plan", "edit", "train", "seeds", "folds", "cases", "checkpoints", "arms", "pairs",
+    "full", "probabilities", "workspace",
+}  # fmt: skip
+SEMI = ("roam_brain_slabs", "roam_ablation", "semi_acdc", "semi_covid")
 
 
 @pytest.fixture
@@ -59,6 +64,10 @@ def test_an_experiment_is_valid(name, arms):
     assert all(0 <= f < folds for f in plan.get("folds", []))
     for one, other in plan["pairs"].items():
         assert one in plan["arms"] and other in plan["arms"] and one != other
+    for one, other in plan.get("full", {}).items():
+        assert one in plan["pairs"].values() and other in plan["arms"]
+        configs = [config_of(arms, plan, arm) for arm in (one, other)]
+        assert configs[0] == configs[1]  # more labels and nothing else
     for arm in plan["arms"]:
         config_of(arms, plan, arm)
 
@@ -86,28 +95,34 @@ def test_the_ablation_tries_every_layer_and_policy_that_differ(arms):
     assert len({c.model_dump_json(exclude=same) for c in configs}) == 1
 
 
-@pytest.mark.parametrize("name", ["roam_brain_slabs", "semi_acdc", "semi_covid"])
-def test_every_arm_sees_as_many_labelled_patches(name, arms):
+def exposure(arms, plan, name):
+    """Return labelled patches per update, updates, and the decay of averaged weights."""
+    given = parsed("train", arms.options(arms.merged(plan["train"], plan["arms"][name])))
+    config = config_of(arms, plan, name)
+    batch = given["batch"] or plan["edit"]["batch"]
+    assert batch % getattr(config, "group", 2) == 0
+    alone = given["method"] == "supervised" or getattr(config, "share", 0.5) == 1
+    return batch if alone else batch // 2, given["updates"], config.average
+
+
+@pytest.mark.parametrize("name", SEMI)
+def test_arms_that_are_compared_see_as_many_labelled_patches(name, arms):
     """In as many updates, with averaged weights; batches of half unlabelled patches are twice as large."""
-    plan, seen = PLANS[name], set()
-    for arm in plan["arms"]:
-        given = parsed("train", arms.options(arms.merged(plan["train"], plan["arms"][arm])))
-        config = config_of(arms, plan, arm)
-        batch = given["batch"] or plan["edit"]["batch"]
-        alone = given["method"] == "supervised" or getattr(config, "share", 0.5) == 1
-        seen.add((batch if alone else batch // 2, given["updates"], config.average))
-        assert batch % getattr(config, "group", 2) == 0
-    assert len(seen) == 1
+    plan = PLANS[name]
+    for one, other in (*plan["pairs"].items(), *plan.get("full", {}).items()):
+        assert exposure(arms, plan, one) == exposure(arms, plan, other), (one, other)
 
 
-@pytest.mark.parametrize("name", ["roam_brain_slabs", "semi_acdc", "semi_covid"])
-def test_roam_is_compared_with_its_own_recipe(name, arms):
-    recipe = {"optimiser", "learning_rate", "cross_entropy_weight", "dice_weight", "augment", "p_foreground"}
-    pairs = [[config_of(arms, PLANS[name], arm) for arm in pair] for pair in PLANS[name]["pairs"].items()]
-    of_roam = [(one, other) for one, other in pairs if isinstance(one, RoamConfig)]
-    assert of_roam
-    for one, other in of_roam:
-        assert one.model_dump(include=recipe) == other.model_dump(include=recipe)
+@pytest.mark.parametrize("name", SEMI)
+def test_a_method_is_compared_with_its_own_recipe(name, arms):
+    recipe = {"optimiser", "learning_rate", "weight_decay", "schedule", "augment", "p_foreground"}
+    for pair in PLANS[name]["pairs"].items():
+        one, other = (config_of(arms, PLANS[name], arm) for arm in pair)
+        have = recipe & set(type(other).model_fields)
+        assert {"learning_rate", "augment", "p_foreground"} <= have
+        assert one.model_dump(include=have) == other.model_dump(include=have), pair
+        shares = {c.dice_weight / (c.dice_weight + c.cross_entropy_weight) for c in (one, other)}
+        assert len(shares) == 1, pair  # AdamW does not see their scale
 
 
 @pytest.mark.parametrize("kind", [UNet, ClassicUNet])
@@ -139,6 +154,58 @@ def test_each_checkpoint_of_each_fold_has_its_place(arms):
     del plan["folds"], plan["checkpoints"]
     assert [*arms.settings(plan)] == ["a", "b"]
     assert {r.name: o for r, o in arms.runs_of(plan, Path("w"), "a", 1).items()} == {"a-seed1": []}
+
+
+def rows(values, patients=None):
+    """Return Dice of one class by case, as `seguro evaluate` has them."""
+    return [ScoreRow(c, (patients or {}).get(c, c), "site", "a", "dice", v, "") for c, v in values.items()]
+
+
+def test_the_closed_part_of_the_gap_is_that_of_the_means(arms):
+    below, full = {"a": 0.2, "b": 0.5, "c": 0.4}, {"a": 0.8, "b": 0.7, "c": 0.8}
+    half = {c: (below[c] + full[c]) / 2 for c in below}
+    found = arms.closed(rows(below), rows(half), rows(full))
+    assert found == pytest.approx({"gap": 0.4, "closed": 0.5, "low": 0.5, "high": 0.5})
+    some = {"a": 0.2, "b": 0.7, "c": 0.6}  # nothing, all and half of it
+    found = arms.closed(rows(below), rows(some), rows(full))
+    assert found["closed"] == pytest.approx(0.4 / 1.2)
+    assert found["low"] == pytest.approx(0.0) and found["high"] == pytest.approx(1.0)
+    same = arms.closed(*(rows(v, dict.fromkeys("abc", "one")) for v in (below, some, full)))
+    assert same["low"] == same["high"] == same["closed"]  # one patient: nothing is drawn
+
+
+def test_where_more_labels_may_not_help_nothing_is_called_closed(arms):
+    below, full = {"a": 0.5, "b": 0.5}, {"a": 0.6, "b": 0.45}
+    found = arms.closed(rows(below), rows({"a": 0.6, "b": 0.6}), rows(full))
+    assert found["closed"] == pytest.approx(4.0) and found["low"] is found["high"] is None
+    assert arms.closed(rows(full), rows(full), rows(below))["closed"] is None
+
+
+def test_gaps_are_of_the_pairs_whose_second_arm_has_one_with_all_labels(arms):
+    plan = {
+        "seeds": [0, 1], "checkpoints": ["chosen", "last"], "arms": {n: {} for n in "xyzw"},
+        "pairs": {"x": "y", "w": "x"}, "full": {"y": "z"},
+    }  # fmt: skip
+    scores = {n: {0: rows({"a": v, "b": v})} for n, v in (("x", 0.5), ("y", 0.4), ("z", 0.8))}
+    scores["x"][1] = rows({"a": 0.9, "b": 0.9})  # a seed that the others have not
+    (found,) = arms.gaps_closed(plan, scores)
+    assert (found["setting"], found["against"], found["full"], found["seeds"]) == ("x", "y", "z", [0])
+    assert found["closed"] == pytest.approx(0.25)
+
+
+def test_arms_of_a_shared_workspace_are_the_same_there(arms):
+    shared = {n: p["workspace"] for n, p in PLANS.items() if n in NAMES and "workspace" in p}
+    assert shared == {"roam_ablation": "roam_brain_slabs"}
+    for name, other in shared.items():
+        mine, theirs = PLANS[name], PLANS[other]
+        assert all(mine.get(k) == theirs.get(k) for k in ("data", "plan", "edit", "probabilities"))
+        paths = [(EXPERIMENTS / n / PLANS[n]["check"]["patients"]).resolve() for n in (name, other)]
+        assert paths[0] == paths[1]
+        common = set(mine["arms"]) & set(theirs["arms"])
+        assert common
+        for arm in common:
+            words = [sorted(arms.options(arms.merged(p["train"], p["arms"][arm]))) for p in (mine, theirs)]
+            assert words[0] == words[1], arm
 
 
 def test_a_left_out_volume_is_never_scored_by_the_checkpoint_it_chose():
