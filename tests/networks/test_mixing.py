@@ -10,6 +10,7 @@ from seguro.networks.classic import ClassicUNet
 from seguro.networks.lattice import Lattice
 from seguro.networks.mixing import MixPlan, forward, forward_mixed, points_of
 from seguro.networks.resunet import Decomposed, LowResolution, ResUNet
+from seguro.networks.superres import SuperRes
 from seguro.networks.unet import UNet
 
 SWAP = torch.tensor([2, 0, 1])
@@ -30,6 +31,7 @@ def networks():
     yield "resunet-low", lambda: LowResolution(ResUNet(in_channels=1, **res), (1, 2, 2)), (8, 16, 16)
     many = {**res, "classes": 12}
     yield "resunet-decomposed", lambda: Decomposed(ResUNet(in_channels=4, **many), (1, 2, 2)), (8, 16, 16)
+    yield "superres", lambda: SuperRes(in_channels=1, classes=3, width=4), (32, 32, 32)
     yield "monai-basic", lambda: _monai("BasicUNet", features=(4, 4, 4, 8, 8, 4)), (32, 32)
     yield "monai-unet", lambda: _monai("UNet", channels=(4, 8, 8), strides=(2, 2)), (16, 16)
     yield "monai-segres", lambda: _monai("SegResNet", init_filters=8), (16, 16)
@@ -93,7 +95,7 @@ def test_at_the_input_it_is_a_pass_of_mixed_images(made):
 
 def test_each_sample_may_have_its_own_share(made):
     own = torch.tensor([1.0, 0.6, 0.8])
-    for layer in ("I", 1, "L"):
+    for layer in ("I", *made[1].stages[:1], "L"):  # superres names no stage
         got = mixed(made, layer, own)
         for i, lam in enumerate(own):
             alone = mixed(made, layer, lam)[i]
@@ -150,9 +152,13 @@ def test_what_comes_before_is_the_plain_pass_and_what_comes_after_is_not(made):
     for layer in points.names[:-1]:
         got = activations(made, MixPlan(layer, torch.tensor(0.7), SWAP))
         at = points.names.index(layer)
-        for name in points.names[: at + 1]:
-            assert torch.equal(got[name], still[name]), (layer, name)
-        assert not torch.equal(got["last"], still["last"]), layer
+        past = {skip for skip, source in (points.skips or {}).items() if points.names.index(source) <= at}
+        for i, name in enumerate(points.names):
+            before = i <= at or name in past  # what crosses arrives as it left
+            if before:
+                assert torch.equal(got[name], still[name]), (layer, name)
+            elif points.skips is not None or name == "last":  # of other networks some parts lie beside
+                assert not torch.equal(got[name], still[name]), (layer, name)
 
 
 @pytest.mark.parametrize(
@@ -198,8 +204,8 @@ def test_a_decoder_layer_mixes_the_skips_that_are_still_to_come():
 
 def test_our_networks_name_encoder_and_decoder_and_the_papers_number_the_encoder(made):
     net, points, _x = made
-    if points.modules:
-        pytest.skip("a network of MONAI has the names of its parts")
+    if points.modules is not None:
+        pytest.skip("a network without names has those of its parts")
     assert points.names == net.names and points.resolve(1) == points.stages[0] != "input"
     at = [points.names.index(n) for n in points.stages]
     assert at == sorted(at) and len(points.names) > len(points.stages) + 2  # a decoder follows

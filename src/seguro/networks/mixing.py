@@ -72,8 +72,9 @@ class MixPoints:
     """What the papers number 1 ... n."""
     skips: Mapping[str, str] | None = field(default_factory=dict)
     """Connection -> the activation that it is a copy of; None where the network does not tell."""
-    modules: Mapping[str, str] = field(default_factory=dict)
-    """Of a network that takes no hook itself: activation -> the path of the module that returns it."""
+    modules: Mapping[str, str] | None = None
+    """Of a network that takes no hook itself: activation -> the path of the module that returns it, which may
+    be of none; None of one that does."""
 
     def resolve(self, layer: str | int) -> str:
         """Return the name of the activation that `layer` stands for.
@@ -136,7 +137,7 @@ def forward(network: nn.Module, x: Tensor, points: MixPoints, hook: Hook | None)
     """Return the logits of `x`, every activation in `points` passed through `hook`."""
     if hook is None:
         return cast(Tensor, network(x))
-    if not points.modules:
+    if points.modules is None:
         return cast(Tensor, network(x, hook))
     handles = [
         network.get_submodule(path).register_forward_hook(_replacing(name, hook))

@@ -78,6 +78,8 @@ def test_presets_train(flat_folder, tmp_path, preset):
     ("network", "settings"),
     [
         ("unet-classic", {"network_options": {"width": 4}, "layers": ["I", 2, "L"], "skips": "all"}),
+        ("resunet", {"network_options": {"width": 4}, "layers": ["I", 2, "dec0", "L"], "skips": "all"}),
+        ("superres", {"network_options": {"width": 4}, "layers": ["I", "L"], "skips": "official"}),
         ("lattice", {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"], "skips": "official"}),
         (
             "monai:SegResNet",
