@@ -68,6 +68,7 @@ def test_stacks_become_slices_with_five_classes(stacks, tmp_path, capsys):
     assert main(["import", "covid", str(stacks), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["n_cases"] == 12 and any("share a patient" in w for w in said["warnings"])
+    assert said["options"] == ["--dims", "2", "--window", "covid"]
     for i, end in ((0, "Tr"), (4, "Ts"), (14, "Tr")):
         image = read_image([out / f"images{end}" / f"slice_{i:03d}.nii.gz"])
         label = read_label(out / f"labels{end}" / f"slice_{i:03d}.nii.gz")
@@ -111,7 +112,21 @@ def test_one_hot_arrays_leave_effusion_out(numpy_files, tmp_path):
     image = read_image([tmp_path / "COVID" / "imagesTr" / "slice_000.nii.gz"]).array
     stack = arrays()[0]
     assert np.abs(upright(image[0]) - (stack[0] - stack.min()) / np.ptp(stack)).max() < 1e-6  # float32
-    assert facts["modality"] == {"0": "nonorm"}
+    assert facts["modality"] == {"0": "nonorm"} and found.options == ("--dims", "2")
+
+
+def test_the_suggested_options_plan_slices_in_the_published_window(stacks, tmp_path, capsys):
+    found = importer("covid")(stacks, tmp_path / "COVID")
+    words = ["plan", str(found.folder), "--out", str(tmp_path / "w"), "--memory", "0.01", "--json"]
+    assert main([*words, *found.options]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["dims"] == 2
+    assert [round(plan["channels"][0][k], 2) for k in ("low", "high")] == [-1606.55, 597.75]
+
+
+def test_the_published_window_is_not_suggested_for_values_that_are_no_hounsfield_units(numpy_files, tmp_path):
+    np.save(numpy_files / "images_medseg.npy", np.abs(arrays()[0]))
+    assert importer("covid")(numpy_files, tmp_path / "COVID").options == ("--dims", "2")
 
 
 def test_pictures_are_refused(stacks, tmp_path):

@@ -81,7 +81,8 @@ def bring(source: Path, out: Path | None = None, *, min_max: bool = False) -> Im
     notes += [f"no {name} in the masks: left out" for v, name in LABELS.items() if v not in present and v]
     if not in_hu:
         notes.append("values are no Hounsfield units: --window cannot be used")
-    return Imported(target, n - len(test), tuple(notes), options=("--dims", "2"))
+    window = ("--window", "covid") if in_hu and not min_max else ()
+    return Imported(target, n - len(test), tuple(notes), options=("--dims", "2", *window))
 
 
 def _folds(blocks: Sequence[Sequence[str]]) -> list[dict[str, list[str]]]:
