@@ -193,6 +193,32 @@ def test_gaps_are_of_the_pairs_whose_second_arm_has_one_with_all_labels(arms):
     assert found["closed"] == pytest.approx(0.25)
 
 
+def test_probabilities_are_kept_and_calibrated_where_asked(arms, monkeypatch):
+    called = []
+    monkeypatch.setattr(arms, "seguro", lambda *words: called.append([str(w) for w in words]))
+    plan = {"arms": {"a": {}}, "cases": "test"}
+    for more in ({}, {"probabilities": True}):
+        arms.perform({**plan, **more}, Path("w"), "a", 0, 1)
+    without, with_them = called[:3], called[3:]
+    assert [c[0] for c in without] == ["train", "predict", "evaluate"]
+    assert set(with_them[1]) - set(without[1]) == {"--probabilities"}
+    assert (without[2][3], with_them[2][3]) == ("dice,hd95,assd", "dice,hd95,assd,ece")
+
+
+def test_an_experiment_lies_in_the_workspace_that_it_shares(arms, monkeypatch, tmp_path, capsys):
+    called = []
+    monkeypatch.setattr(arms, "seguro", lambda *words: called.append([str(w) for w in words]))
+    monkeypatch.setattr(arms, "planned", lambda *a: None)
+    monkeypatch.setattr(arms, "collect", lambda *a: None)
+    for name in ("roam_brain_slabs", "roam_ablation"):
+        only = ["--only", "plain-mixmatch", "--seed", "0", "--work", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", ["arms.py", name, *only])
+        assert arms.main() == 0
+    half = len(called) // 2
+    assert called[0] == called[half]  # the same split, data and workspace
+    assert [sorted(c) for c in called[:half]] == [sorted(c) for c in called[half:]]
+
+
 def test_arms_of_a_shared_workspace_are_the_same_there(arms):
     shared = {n: p["workspace"] for n, p in PLANS.items() if n in NAMES and "workspace" in p}
     assert shared == {"roam_ablation": "roam_brain_slabs"}
