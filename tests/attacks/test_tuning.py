@@ -15,7 +15,7 @@ from seguro.core.errors import ConfigError
 
 VALUES = {
     APGD: {"radii": [2, 1.5, 1]},
-    PGD: {"step": 0.5, "momentum": 1, "start": "clean"},
+    PGD: {"step": 0.5, "decay": "linear", "momentum": 1, "start": "clean"},
     FAB: {
         "warm_start": False, "margin": 0.9, "bias": 0.2, "overshoot": 1.1, "back": 0.9, "trust": 1.5,
         "largest": 4, "bisections": 2,

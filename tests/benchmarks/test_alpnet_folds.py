@@ -73,6 +73,7 @@ def mean(result, setting: str) -> float:
     return next(r["value"] for r in result["rows"] if r["setting"] == setting and r["class"] == "mean")
 
 
+@pytest.mark.slow
 def test_every_setting_and_arm_is_reported_beside_its_baselines(made):
     _, _, result = made
     assert result["not_run"] == []
@@ -92,6 +93,7 @@ def test_every_setting_and_arm_is_reported_beside_its_baselines(made):
     assert mean(result, f"{trained} copied mask") == mean(result, "setting 1, as is, ep1 copied mask")
 
 
+@pytest.mark.slow
 def test_setting_2_trains_without_any_slice_that_shows_an_organ_of_the_group(made):
     _, data, _ = made
     runs = data.parent / "quick.seguro" / "runs"
@@ -104,6 +106,7 @@ def test_setting_2_trains_without_any_slice_that_shows_an_organ_of_the_group(mad
     assert read_yaml(runs / "fold0-set1-all-seed0-as-is" / "config.yaml")["config"]["excluded"] == {}
 
 
+@pytest.mark.slow
 def test_corrections_are_told_scan_by_scan_with_their_seconds(made):
     _, _, result = made
     found = result["correction"]
@@ -115,6 +118,7 @@ def test_corrections_are_told_scan_by_scan_with_their_seconds(made):
     assert found["fell"] == sum(s["change"] < 0 for s in scans)
 
 
+@pytest.mark.slow
 def test_what_is_scored_is_kept_and_what_changed_is_done_again(made, folds):
     folder, data, first = made
     scores = sorted((data.parent / "quick.seguro" / "scores").glob("*.json"))

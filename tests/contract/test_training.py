@@ -94,7 +94,9 @@ def test_it_trains_at_half_precision_with_a_loss_scale(row, tmp_path):
     assert all(torch.isfinite(v.float()).all() for v in weights(loop).values())
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in ("supervised", "alpnet"))) for n in TABLE]
+)
 def test_a_time_budget_ends_also_when_stopped_in_its_first_updates(
     name, three_d, two_d, tmp_path, validation
 ):

@@ -99,6 +99,7 @@ def test_interrupted_it_saves_and_the_same_command_goes_on(short, tmp_path):
     assert outputs(tmp_path / "stopped") == expected
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("killed")
 def test_terminated_it_saves_and_a_damaged_checkpoint_is_named_and_the_one_before_used(short, tmp_path):
     data, expected = short

@@ -79,8 +79,16 @@ def test_presets_train(flat_folder, tmp_path, preset):
     [
         ("unet-classic", {"network_options": {"width": 4}, "layers": ["I", 2, "L"], "skips": "all"}),
         ("resunet", {"network_options": {"width": 4}, "layers": ["I", 2, "dec0", "L"], "skips": "all"}),
-        ("superres", {"network_options": {"width": 4}, "layers": ["I", "L"], "skips": "official"}),
-        ("lattice", {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"], "skips": "official"}),
+        pytest.param(
+            "superres",
+            {"network_options": {"width": 4}, "layers": ["I", "L"], "skips": "official"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "lattice",
+            {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"], "skips": "official"},
+            marks=pytest.mark.slow,
+        ),
         (
             "monai:SegResNet",
             {"network_options": {"init_filters": 8}, "layers": ["I", "convInit", "L"], "skips": "official"},
