@@ -35,7 +35,9 @@ def plan(tmp_path_factory):
     return made.model_copy(update={"strides": strides, "kernels": made.kernels[:3], "patch": (16, 32, 32)})
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "VNet")) for n in NETWORKS]
+)
 def test_it_is_built_from_the_plan_and_has_gradients(plan, name):
     options = dict(NETWORKS[name])
     network = build(f"monai:{name}", in_channels=1, classes=3, plan=plan, **options)
