@@ -25,8 +25,8 @@ from seguro.methods.contract import Bound, Predictor, Support
 from seguro.networks import build
 
 SLOW = {("rog", 3), ("cps", 3), ("unimatch", 3), ("mean-teacher", 3), ("bcp", 3)}
-"""(method, dimensions) left to the slow tests: the lattice in 3-D takes seconds a test, and the peers of ROAM do
-in 3-D what they do in 2-D."""
+"""(method, dimensions) of the slow tests: the lattice in 3-D takes seconds a test, and ROAM's peers do there
+what they do in 2-D."""
 
 
 @dataclass(frozen=True)
