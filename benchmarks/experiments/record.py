@@ -27,6 +27,7 @@ STYLE = (
     "svg{background:#fff}text{font-family:system-ui,sans-serif;fill:#444;font-size:11.5px}"
     ".axis-name{fill:#111;font-size:12px;font-weight:600}.grid{stroke:#ddd}.frame{stroke:#999}"
     ".c0{--c:#0072b2}.c1{--c:#d55e00}.c2{--c:#009e73}.c3{--c:#b0568c}.c4{--c:#b97f00}.c5{--c:#2f8fc4}"
+    ".c6{--c:#555}.c7{--c:#8a8000}"
     ".box{fill:var(--c);fill-opacity:.13;stroke:var(--c);stroke-opacity:.4}.median{stroke:#111;stroke-width:2}"
     ".line{fill:none;stroke:var(--c);stroke-width:1.8}.band{fill:var(--c);fill-opacity:.14}"
     ".dot{fill:var(--c);stroke:#fff;stroke-width:.7}.cross{stroke:var(--c);stroke-width:1.8;fill:none}"
