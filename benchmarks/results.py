@@ -19,7 +19,7 @@ MEAN = "mean"
 """The pseudo-class of the mean over classes."""
 WORST = "worst"
 """Of several attacks, the strongest one for each case."""
-SINGLE = ("attack_calls", "rog_hippocampus_four")
+SINGLE = ("attack_calls", "rog_hippocampus_four", "rog_hippocampus_strong")
 """Experiments that ask about single attacks: each has rows of its own, of the mean over classes."""
 
 
