@@ -43,19 +43,25 @@ def run(untrained, tmp_path_factory):
 def attacked(run, capsys):
     def call(name, *arguments):
         """Attack the faint case, or all with --limit, and return the result with its rows."""
-        command = [
-            "attack",
-            str(run),
-            "--suite",
-            "pgd-ce",
-            "--eps",
-            "0,16",
-            "--iters",
-            "3",
-            "--cases",
-            "train",
-        ]
-        assert main([*command, "--limit", "1", "--check", "0", "--name", name, "--json", *arguments]) == 0
+        command = ("attack", str(run), "--suite", "pgd-ce", "--eps", "0,16", "--iters", "3")
+        assert (
+            main(
+                [
+                    *command,
+                    "--cases",
+                    "train",
+                    "--limit",
+                    "1",
+                    "--check",
+                    "0",
+                    "--name",
+                    name,
+                    "--json",
+                    *arguments,
+                ]
+            )
+            == 0
+        )
         return json.loads(capsys.readouterr().out), read_csv(run / "attacks" / name / "robustness.csv")
 
     return call

@@ -23,20 +23,8 @@ pytestmark = pytest.mark.xdist_group("attack faults")
 
 MANY = ("--suite", "pgd-ce", "--eps", "0,4,8,16,32", "--iters", "8", "--cases", "train", "--limit", "3",
         "--check", "0")  # fmt: skip
-FEW = (
-    "--suite",
-    "pgd-ce",
-    "--eps",
-    "0,16",
-    "--iters",
-    "3",
-    "--cases",
-    "train",
-    "--limit",
-    "2",
-    "--check",
-    "0",
-)
+FEW = ("--suite", "pgd-ce", "--eps", "0,16", "--iters", "3", "--cases", "train", "--limit", "2",
+       "--check", "0")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,3 @@ def test_any_size_is_padded_and_cut_again():
 def test_slices_have_no_whole_volume():
     with pytest.raises(ConfigError, match="needs a 3-D plan"):
         Supervised(SupervisedConfig(tiling="whole"), plan_of(2), build)
-
-
-def test_runs_from_before_the_option_keep_their_key():
-    assert "tiling" not in SupervisedConfig().model_dump(mode="json")
-    told = SupervisedConfig(tiling="whole").model_dump(mode="json")
-    assert SupervisedConfig.model_validate(told).tiling == "whole"

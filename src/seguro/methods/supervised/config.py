@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field
 
 from seguro.core.types import Record
 from seguro.data.augment import Augment
@@ -37,12 +37,6 @@ class SupervisedConfig(Record):
     """At prediction. windows: of the plan's patch. whole: one pass over the volume, in 3-D."""
     overlap: float = Field(0.5, ge=0, lt=1)
     """Of neighbouring windows at prediction."""
-
-    @model_serializer(mode="wrap")
-    def _recorded(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `tiling` at its default: runs from before there was this option keep their key."""
-        out: dict[str, Any] = handler(self)
-        return {k: v for k, v in out.items() if (k, v) != ("tiling", "windows")}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
