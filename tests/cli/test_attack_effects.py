@@ -22,6 +22,10 @@ BESIDE = 14
 """Its organs begin at this column of 24, so that their center is not that of the volume."""
 
 
+FEW = ("--suite", "pgd-ce", "--eps", "0,16", "--iters", "3", "--cases", "train", "--limit", "1",
+       "--check", "0")  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def run(untrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ct")
@@ -43,25 +47,7 @@ def run(untrained, tmp_path_factory):
 def attacked(run, capsys):
     def call(name, *arguments):
         """Attack the faint case, or all with --limit, and return the result with its rows."""
-        command = ("attack", str(run), "--suite", "pgd-ce", "--eps", "0,16", "--iters", "3")
-        assert (
-            main(
-                [
-                    *command,
-                    "--cases",
-                    "train",
-                    "--limit",
-                    "1",
-                    "--check",
-                    "0",
-                    "--name",
-                    name,
-                    "--json",
-                    *arguments,
-                ]
-            )
-            == 0
-        )
+        assert main(["attack", str(run), *FEW, "--name", name, "--json", *arguments]) == 0
         return json.loads(capsys.readouterr().out), read_csv(run / "attacks" / name / "robustness.csv")
 
     return call
