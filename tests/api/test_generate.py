@@ -195,7 +195,7 @@ def test_what_would_be_made_is_said_and_refused_before_anything_is_written(pipel
     monkeypatch.chdir(tmp_path)
     lines = foreseen(pipeline.source, "site1", 2, tmp_path / "new", steps=STEPS, beside=pipeline.data)
     assert lines[0] == "2 volumes of site1, 9 slices of 32 pixels each"
-    assert lines[2] == f"beside them 15 cases of {pipeline.data}"
+    assert lines[2] == f"beside them 10 cases of {pipeline.data}"
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="domains are"):
         foreseen(pipeline.source, "nowhere", 2, tmp_path / "new")
@@ -204,6 +204,24 @@ def test_what_would_be_made_is_said_and_refused_before_anything_is_written(pipel
     generate(pipeline.source, "site1", 1, tmp_path / "made", steps=1)
     with pytest.raises(DataError, match=r"has synthetic cases already \(synthetic_000"):
         foreseen(pipeline.source, "site1", 2, tmp_path / "new", beside=tmp_path / "made")
+
+
+def test_no_real_case_of_the_made_domain_lies_beside_and_what_lies_beside_is_not_released(pipeline, tmp_path):
+    """Else a synthetic source would train on real scans and labels of the source, and nobody would know."""
+    made = generate(pipeline.source, "site1", 1, tmp_path / "both", steps=1, beside=pipeline.data)
+    manifest = api.manifest_of(pipeline.data, pipeline.workspace)
+    real = {c.id for c in manifest.cases if c.site == "site1"}
+    cases = check.ensure(tmp_path / "both", tmp_path / "both.seguro").cases
+    assert real and {c.id for c in cases} == {c.id for c in manifest.cases} - real | {"synthetic_000"}
+    assert {c.id for c in cases if c.site == "site1"} == {"synthetic_000"}
+    files = {p.name.partition(".")[0] for p in (tmp_path / "both").rglob("*.nii.gz")}
+    assert not files & real
+    facts = read_json(tmp_path / "both" / FACTS)
+    assert facts["beside"] == 10 and not facts["releasable"] and not made.releasable
+    assert "10 real cases lie beside" in made.reason
+    nameless = phantom.write_msd(tmp_path / "one", n_labelled=1, n_test=0, shape=(5, 20, 24), seed=3)
+    with pytest.raises(DataError, match="all 1 cases are of site site1"):
+        foreseen(pipeline.source, "site1", 1, tmp_path / "x", beside=nameless)
 
 
 def test_a_start_whose_generator_does_not_fit_is_refused(pipeline):

@@ -37,7 +37,7 @@ class Generated:
     n_slices: int
     """Of each volume."""
     releasable: bool
-    """Whether the memorization audit was made and passed."""
+    """Whether the memorization audit was made and passed, and nothing real lies beside what was made."""
     reason: str
     """Why not, or how near the made slices come."""
 
@@ -59,7 +59,7 @@ def generate(
     The run is one of method adapt that segments the domain: stage source for the labelled site. The set is
     marked releasable only where the audit could be made (the run still lies in its workspace, and was
     validated on cases of the domain) and was passed, or where the generator comes from a federation whose
-    sites audited it, and all passed.
+    sites audited it, and all passed; and never with real cases beside.
 
     Args:
         run: of method adapt.
@@ -69,13 +69,14 @@ def generate(
         steps: slices from one of the generator's positions to the next.
         seed: of the styles; the same seed gives the same volumes.
         beside: a data folder (or workspace) whose cases are copied in under their own sites, as NIfTI, so
-            that `seguro adapt` finds source and target in one folder.
+            that `seguro adapt` finds source and target in one folder; those of `domain` itself are left out,
+            since the made ones stand in their place.
         device: where the networks run.
         say: takes lines for people.
 
     Raises:
         ConfigError: a run of another method, or a domain that its model does not segment.
-        DataError: `out` exists, or `beside` has other classes or channels.
+        DataError: `out` exists, or `beside` has other classes or channels, or no case of another site.
     """
     from seguro.data.importers.building import whole
 
@@ -91,14 +92,18 @@ def generate(
         csv.writer(table, lineterminator="\n").writerows([("id", "patient", "site", "split"), *rows])
         write_text(folder / "patients.csv", table.getvalue())
         facts = _audit(run, model, predictor.frame, domain, np.concatenate(made))
+        n_real = 0 if others is None else len(others.cases)
+        releasable = bool(facts["passed"]) and not n_real
         write_json(
             folder / FACTS,
             {"model": model.sha256, "domain": domain, "seed": seed, "steps": steps, "audit": facts}
-            | {"releasable": facts["passed"]},
+            | {"beside": n_real, "releasable": releasable},
         )
     say(f"audit: {facts['reason']}")
-    n_slices = len(made[0])
-    return Generated(out, n_volumes, n_slices, bool(facts["passed"]), str(facts["reason"]))
+    reason = str(facts["reason"])
+    if n_real:
+        reason += f"; {n_real} real cases lie beside the made ones: the folder must not leave"
+    return Generated(out, n_volumes, len(made[0]), releasable, reason)
 
 
 def foreseen(
@@ -139,8 +144,9 @@ def _looked_at(
     if n_volumes < 1 or steps < 1:
         raise ConfigError(f"{n_volumes} volumes in {steps} steps: expected at least one of each")
     model = load_model(run, device)
-    others = None if beside is None else _others(beside, model.plan, write=write)
-    return model, _number(model, domain), others
+    number = _number(model, domain)
+    others = None if beside is None else _others(beside, model.plan, domain, write=write)
+    return model, number, others
 
 
 def _number(model: Model, domain: str) -> int:
@@ -186,8 +192,8 @@ def _write(
     return made
 
 
-def _others(data: Path, plan: Plan, *, write: bool) -> Manifest:
-    """Return the manifest of a data folder that fits the plan's classes and channels."""
+def _others(data: Path, plan: Plan, domain: str, *, write: bool) -> Manifest:
+    """Return the manifest of a data folder that fits the plan's classes and channels, without `domain`."""
     manifest = manifest_of(data, workspace_of(data), write=write)
     taken = [c.id for c in manifest.cases if c.id.startswith(PREFIX)]
     if taken:
@@ -204,7 +210,13 @@ def _others(data: Path, plan: Plan, *, write: bool) -> Manifest:
             f"{data}: classes {_named(manifest.classes)}, the model has {_named(plan.classes)}; write the "
             "labels with the names and values of the model"
         )
-    return manifest
+    kept = tuple(c for c in manifest.cases if c.site != domain)
+    if not kept:
+        raise DataError(
+            f"{data}: all {len(manifest.cases)} cases are of site {domain}, whose place the made volumes take; "
+            "give the folder of another site, and name its site in patients.csv"
+        )
+    return manifest.model_copy(update={"cases": kept})
 
 
 def _named(classes: Classes) -> str:

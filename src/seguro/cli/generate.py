@@ -25,7 +25,8 @@ def generate(
         Path | None, typer.Option(help="Folder to write; ./synthetic-DOMAIN when not given.")
     ] = None,
     beside: Annotated[
-        Path | None, typer.Option(help="Data folder whose cases are copied in: those to adapt to.")
+        Path | None,
+        typer.Option(help="Data folder whose cases of other sites are copied in: those to adapt to."),
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
     seed: Seed = 0,
