@@ -213,7 +213,7 @@ def _others(data: Path, plan: Plan, domain: str, *, write: bool) -> Manifest:
     kept = tuple(c for c in manifest.cases if c.site != domain)
     if not kept:
         raise DataError(
-            f"{data}: all {len(manifest.cases)} cases are of site {domain}, whose place the made volumes take; "
+            f"{data}: all {len(manifest.cases)} cases are of site {domain}, whose place the made ones take; "
             "give the folder of another site, and name its site in patients.csv"
         )
     return manifest.model_copy(update={"cases": kept})
