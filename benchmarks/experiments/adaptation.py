@@ -1,48 +1,81 @@
 """Compares ways to segment a site without labels: `python benchmarks/experiments/adaptation.py NAME`.
 
 Reads NAME/experiment.yaml beside this file. Makes the sites (`scanners.py`, `vessels.py`), checks, plans,
-and for every seed trains the `phases` in their order, then trains, predicts and scores the `arms`, with the
-command line of seguro. What is finished is skipped; `--only ARM` runs some arms, `--collect` only gathers
-what is there.
+and for every seed trains the `phases` that are needed, then trains, predicts and scores the `arms`, with the
+command line of seguro. What is finished is skipped; `--only ARM` and `--seed N` run a part, and what an arm
+starts from is trained before it; `--collect` only gathers what is there.
 
 experiment.yaml: as for arms.py, and `scanners` (names in scanners.py; with `one_class: NAME` all classes are
-one) or `vessels` (the target of vessels.py), `labels` (name: who keeps labels, as {site: number of patients,
-or "all"}) and `phases` (name: options of `train`, scored by nobody). An option `init: NAME` starts from the
-run of that phase or arm with the same seed; `labelled: NAME` is an entry of `labels`. With `folds: none` no
-arm is selected by labels of the target: `adapt` by its loss on translations, all others deploy their last
-weights.
+one, with `crop: N` slices are the N x N central voxels) or `vessels` (the target of vessels.py), `labels`
+(name: who keeps labels, as {site: "all", or a number of patients of whom there is one scan}) and `phases`
+(name: options of `train`, scored by nobody). An option `init: NAME` starts from the run of that phase or arm
+with the same seed; `labelled: NAME` is an entry of `labels`. With `folds: none` no arm is selected by labels
+of the target: `adapt` by its loss on translations, all others deploy their last weights.
+
+The result names the `best_baseline`: of the arms that `adapt` is compared with, the one with the highest Dice
+on the target's test cases. It is chosen by the scores that it is compared on, which favors it.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import scanners
 import vessels
-from arms import METRICS, collect, merged, options, planned, seguro
+from arms import METRICS, collect, merged, options, pairs_of, planned, seguro
 from record import HERE
 
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.settings import read_yaml
 from seguro.core.types import Manifest
 from seguro.data import check, manifest
+from seguro.evaluation.statistics import MEAN
 
 
 def labelled_files(found: Manifest, labels: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Path]:
-    """Write the patients of each entry of `labels`, the first ones of a site by name; returns the files."""
+    """Write the patients of each entry of `labels`; returns the files.
+
+    A number stands for the first patients of a site by name of whom there is one scan, so that it is also
+    that of scans, and of slices where one of each scan is shown.
+    """
     files = {}
     for name, sites in labels.items():
         chosen: list[str] = []
         for site, number in sites.items():
-            patients = sorted({c.patient for c in found.of("train") if c.site == site})
-            chosen += patients if number == "all" else patients[: int(number)]
+            scans = Counter(c.patient for c in found.of("train") if c.site == site)
+            once = sorted(p for p, n in scans.items() if n == 1)
+            if number != "all" and number > len(once):
+                sys.exit(f"labels {name}: {number} patients of {site} with one scan, there are {len(once)}")
+            chosen += sorted(scans) if number == "all" else once[:number]
         files[name] = folder / f"{name}.txt"
         write_text(files[name], "\n".join(sorted(chosen)) + "\n")
     return files
+
+
+def needed(plan: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
+    """Return the phases and arms to train for `wanted`, each after what it starts from."""
+    runs = {**plan.get("phases", {}), **plan["arms"]}
+    out: list[str] = []
+    for name in wanted:
+        start = runs[name].get("init")
+        out += [n for n in (*needed(plan, [start] if start else []), name) if n not in out]
+    return out
+
+
+def best_baseline(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the arm with the highest Dice at the target of those that `adapt` is compared with."""
+    against = {other for one, other in pairs_of(plan) if one == "adapt"}
+    dice = {
+        row["setting"]: row["value"]
+        for row in rows
+        if (row["site"], row["class"], row["metric"]) == (plan["target"], MEAN, "dice")
+    }
+    return max(sorted(against & set(dice)), key=lambda name: dice[name], default=None)
 
 
 def resolved(arm: Mapping[str, Any], runs: Path, seed: int, files: Mapping[str, Path]) -> dict[str, Any]:
@@ -78,7 +111,8 @@ def made(plan: Mapping[str, Any], root: Path, work: Path, name: str) -> Path:
         return vessels.write(root, work / name, plan["vessels"])
     kept = check.Options(quarantine=True)
     found = check.ensure(root / plan["data"], work / f"{plan['data']}.seguro", options=kept)
-    return scanners.write(found, work / name, plan["scanners"], one=plan.get("one_class"))
+    cut, one = plan.get("crop"), plan.get("one_class")
+    return scanners.write(found, work / name, plan["scanners"], one=one, crop=cut)
 
 
 def main() -> int:
@@ -87,6 +121,7 @@ def main() -> int:
     parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--work", type=Path, default=Path(), help="where the sites and the workspace lie")
     parser.add_argument("--only", action="append", help="these arms; repeatable")
+    parser.add_argument("--seed", type=int, action="append", help="these seeds; repeatable")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--collect", action="store_true", help="train nothing")
     given = parser.parse_args()
@@ -95,19 +130,22 @@ def main() -> int:
     unknown = sorted(set(given.only or []) - set(plan["arms"]))
     if unknown:
         sys.exit(f"no arm {unknown[0]!r}; there are {', '.join(plan['arms'])}")
+    if other := set(given.seed or []) - set(plan["seeds"]):
+        sys.exit(f"no seed {min(other)}; there are {plan['seeds']}")
     workspace = given.work / f"{given.name}.seguro"
     if not given.collect:
         data = made(plan, given.data_root, given.work, given.name)
         seguro("check", data, "--out", workspace, *options(plan.get("check", {})))
         planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
         files = labelled_files(manifest.load(workspace), plan["labels"], workspace)
-        for seed in plan["seeds"]:
-            for name in [*plan.get("phases", {}), *(given.only or plan["arms"])]:
+        for seed in given.seed or plan["seeds"]:
+            for name in needed(plan, given.only or list(plan["arms"])):
                 perform(plan, workspace, name, seed, files, given.threads)
     collect(folder, plan, workspace)
     result = read_json(folder / "result.json")
     command = f"python benchmarks/experiments/adaptation.py {given.name}"
-    write_json(folder / "result.json", {**result, "command": command})
+    best = best_baseline(plan, result["rows"])
+    write_json(folder / "result.json", {**result, "command": command, "best_baseline": best})
     return 0
 
 

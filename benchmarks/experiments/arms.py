@@ -7,13 +7,14 @@ the work) and `--collect` only gathers what is there.
 
 experiment.yaml: `data` (folder under the data root), `check`, `plan` and `train` (options of these commands,
 as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` (name: options of `train` on
-top) and `pairs` (arm: the arm that it is compared with). `set` lists are joined, any other option of an arm
-replaces the common one. With `folds` every arm is trained on each of them and its cases are scored together.
-`checkpoints` are the ones of a run that are scored: `chosen` by validation, `last`, or both of the same run;
-the last one's settings are called "NAME, last". `full` (arm: the same with all labels) adds to each of
-`pairs` how much of the gap between its second arm and that one the first closes. `probabilities: true` keeps
-them and adds the calibration error. `workspace` names the experiment whose runs are shared: arms of the same
-name are the same there.
+top) and `pairs` (arm: the arm, or arms, that it is compared with). `set` lists are joined, any other option
+of an arm replaces the common one. With `folds` every arm is trained on each of them and its cases are scored
+together. `checkpoints` are the ones of a run that are scored: `chosen` by validation, `last`, or both of the
+same run; the last one's settings are called "NAME, last". `full` (arm: the same with all labels) adds to each
+of `pairs` how much of the gap between its second arm and that one the first closes. `probabilities: true`
+keeps them and adds the calibration error. `workspace` names the experiment whose runs are shared: arms of the
+same name are the same there. With `target` (a site) rows are of each site, pairs, gaps and figure of its
+cases.
 
 Values of a case are means over the seeds; intervals are over patients and say nothing of other seeds, whose
 spread is `sd_of_seeds`.
@@ -84,6 +85,17 @@ def runs_of(plan: Mapping[str, Any], workspace: Path, name: str, seed: int) -> d
     return {runs / f"{name}-fold{f}-seed{seed}": ["--folds", str(f)] for f in plan["folds"]}
 
 
+def pairs_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the pairs of arms that are compared; one may be compared with several."""
+    every = plan.get("pairs", {}).items()
+    return [(a, b) for a, others in every for b in ([others] if isinstance(others, str) else others)]
+
+
+def of_target(plan: Mapping[str, Any], rows: Sequence[ScoreRow]) -> list[ScoreRow]:
+    """Return the rows of the target's cases, all where no site is the target."""
+    return [row for row in rows if row.site == plan.get("target", row.site)]
+
+
 def named(arm: str, checkpoint: str) -> str:
     """Return what the result calls an arm's `checkpoint`."""
     return f"{arm}, last" if checkpoint == "last" else arm
@@ -135,20 +147,24 @@ def over_seeds(runs: Sequence[Sequence[ScoreRow]]) -> list[ScoreRow]:
 def rows_of(
     plan: Mapping[str, Any], setting: str, runs: Mapping[int, Sequence[ScoreRow]]
 ) -> list[dict[str, Any]]:
-    """Return result rows of one setting: means over cases of the mean over seeds, and the spread of seeds."""
+    """Return result rows of one setting: means over cases of the mean over seeds, and the spread of seeds.
+
+    They are of all sites together, or of each where the plan has a target.
+    """
     name, _ = settings(plan)[setting]
-    each = [{(s.cls, s.metric): s.mean for s in summarize(r) if s.site == "all"} for r in runs.values()]
+    each = [{(s.site, s.cls, s.metric): s.mean for s in summarize(r)} for r in runs.values()]
     out = []
     for row in summarize(over_seeds(list(runs.values()))):
-        if row.site != "all" or row.mean is None:
+        if (row.site == "all") == ("target" in plan) or row.mean is None:
             continue
-        means = [m for e in each if (m := e.get((row.cls, row.metric))) is not None]
+        means = [m for e in each if (m := e.get((row.site, row.cls, row.metric))) is not None]
         out.append(
             {
                 "data": plan["data"],
                 "split": plan["cases"],
                 "method": merged(plan.get("train", {}), plan["arms"][name]).get("method", "supervised"),
                 "setting": setting,
+                **({"site": row.site} if "target" in plan else {}),
                 "class": row.cls,
                 "metric": row.metric,
                 "value": row.mean,
@@ -198,7 +214,7 @@ def gaps_closed(
 ) -> list[dict[str, Any]]:
     """Return what each first arm of `pairs` closes of its gap to the arm with all labels, on common seeds."""
     out = []
-    for name, below in plan.get("pairs", {}).items():
+    for name, below in pairs_of(plan):
         for kind in checkpoints(plan) if below in plan.get("full", {}) else []:
             three = [named(a, kind) for a in (below, name, plan["full"][below])]
             seeds = [s for s in plan["seeds"] if all(s in scores.get(n, {}) for n in three)]
@@ -228,10 +244,11 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
     if not scores:
         sys.exit(f"{workspace}: no arm is scored for any of the seeds {plan['seeds']}")
     missing = [f"{n}, seed {s}" for n in settings(plan) for s in plan["seeds"] if s not in scores.get(n, {})]
-    every = [(named(a, k), named(b, k)) for a, b in plan.get("pairs", {}).items() for k in checkpoints(plan)]
+    every = [(named(a, k), named(b, k)) for a, b in pairs_of(plan) for k in checkpoints(plan)]
     pairs = [
         (a, b, both) for a, b in every if (both := [s for s in scores.get(a, {}) if s in scores.get(b, {})])
     ]
+    target = {n: {s: of_target(plan, rows) for s, rows in runs.items()} for n, runs in scores.items()}
     first = next(iter(scores))
     started = runs_of(plan, workspace, settings(plan)[first][0], next(iter(scores[first])))
     stage = read_json(next(iter(started)) / "stage.json")
@@ -247,15 +264,15 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
             {"setting": a, "against": b, "seeds": both, **row._asdict()}
             for a, b, both in pairs
             for row in paired(
-                over_seeds([scores[b][s] for s in both]),
-                over_seeds([scores[a][s] for s in both]),
+                over_seeds([target[b][s] for s in both]),
+                over_seeds([target[a][s] for s in both]),
                 intersect=True,
             )
         ],
-        "gaps": gaps_closed(plan, scores),
+        "gaps": gaps_closed(plan, target),
     }
     write_json(folder / "result.json", result)
-    dots = [(name, dice_of(over_seeds(list(runs.values())))) for name, runs in scores.items()]
+    dots = [(name, dice_of(over_seeds(list(runs.values())))) for name, runs in target.items()]
     write_text(
         folder / "figure.svg",
         standalone(str(strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1)))),

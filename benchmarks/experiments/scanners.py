@@ -2,7 +2,8 @@
 
 `python benchmarks/experiments/scanners.py DATA OUT --scanners inverted,blurred` reads a Decathlon folder and
 writes another one: every fourth patient is a test patient, the others are dealt in turn to site "plain",
-which keeps its images, and to the scanners. A test patient is shown under every scanner.
+which keeps its images, and to the scanners. A test patient is seen by every scanner and at "plain". Of the
+first three patients of each scanner only the first scan is written, so that three labels may be three slices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +22,17 @@ from seguro.attacks.corruptions import dark_and_range
 from seguro.attacks.corruptions.intensity import bias_field
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.seeds import generator
-from seguro.core.types import Case, Manifest, ThreeF
+from seguro.core.types import Case, Grid, Manifest, ThreeF, Volume
 from seguro.data import check
 from seguro.data.formats import write_label, write_scores
+from seguro.data.formats.nifti import source_of
 from seguro.data.importers.building import whole
 from seguro.data.manifest import read_case, read_case_label
 
 PLAIN = "plain"
 TEST_EVERY = 4
+ALONE = 3
+"""Patients of each scanner's training of whom only the first scan is written."""
 BIAS = 0.3
 """Standard deviation of the logarithm of the inverted scanner's field over the tissue."""
 BLUR_MM, SPECKLE, GAMMA = 2.0, 0.15, 1.8
@@ -69,20 +74,42 @@ def dealt(cases: Sequence[Case], scanners: Sequence[str]) -> list[tuple[Case, st
     patients = sorted({c.patient for c in cases})
     sites, out = [PLAIN, *scanners], []
     training = [p for i, p in enumerate(patients) if i % TEST_EVERY]
-    for case in cases:
-        if case.patient in training:
+    alone = {p for k in range(1, len(sites)) for p in training[k :: len(sites)][:ALONE]}
+    written: set[str] = set()
+    for case in sorted(cases, key=lambda c: c.id):
+        if case.patient not in training:
+            out += [(case, name, "test") for name in sites]
+        elif case.patient not in alone or case.patient not in written:
             out.append((case, sites[training.index(case.patient) % len(sites)], "train"))
-        else:
-            out += [(case, name, "test") for name in scanners]
+            written.add(case.patient)
     return out
 
 
+def cropped(volume: Volume, label: NDArray[np.generic], size: int | None) -> tuple[Volume, Any]:
+    """Return image and label (Z, Y, X) of the central `size` x `size` voxels of each slice; all with None."""
+    if size is None:
+        return volume, label
+    starts = [max((n - size) // 2, 0) for n in volume.grid.shape[1:]]
+    rows, columns = (slice(a, a + size) for a in starts)
+    affine = volume.grid.affine.copy()
+    affine[:3, 3] += affine[:3, 1] * starts[0] + affine[:3, 0] * starts[1]
+    array = volume.array[..., rows, columns]
+    grid = Grid(array.shape[1:], affine)
+    return Volume(array, grid, source_of(grid)), label[:, rows, columns]
+
+
 def write(
-    manifest: Manifest, out: Path, scanners: Sequence[str], *, seed: int = 0, one: str | None = None
+    manifest: Manifest,
+    out: Path,
+    scanners: Sequence[str],
+    *,
+    seed: int = 0,
+    one: str | None = None,
+    crop: int | None = None,
 ) -> Path:
     """Write the data set of the sites and return its folder; one that is there already stays.
 
-    With `one` all classes become the one of this name.
+    With `one` all classes become the one of this name, with `crop` slices are cut to so many central voxels.
     """
     if out.exists():
         return out
@@ -90,8 +117,11 @@ def write(
     rows, train = ["id,patient,site,split"], []
     with whole(out, Path(manifest.root)) as folder:
         for case, site, split in dealt(labelled, scanners):
-            volume = read_case(case, manifest)
-            label = read_case_label(case, manifest, like=volume.grid)
+            whole_volume = read_case(case, manifest)
+            label = read_case_label(case, manifest, like=whole_volume.grid)
+            if label is None:  # it never is: only labelled cases are dealt
+                continue
+            volume, values = cropped(whole_volume, label.array, crop)
             image = seen(volume.array, volume.grid.spacing, site, generator(seed, "scanner", case.id, site))
             name = f"{case.id}_{site}"
             end = "Ts" if split == "test" else "Tr"
@@ -99,9 +129,8 @@ def write(
             write_scores(
                 folder / f"images{end}" / f"{name}.nii.gz", image if len(image) > 1 else image[0], source
             )
-            if label is not None:  # it never is: only labelled cases are dealt
-                values = label.array if one is None else label.array > 0
-                write_label(folder / f"labels{end}" / f"{name}.nii.gz", values, source)
+            shown = values if one is None else values > 0
+            write_label(folder / f"labels{end}" / f"{name}.nii.gz", shown, source)
             rows.append(f"{name},{case.patient},{site},{split}")
             train += [name] if split == "train" else []
         write_text(folder / "patients.csv", "\n".join(rows) + "\n")
@@ -121,6 +150,7 @@ def main() -> int:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--scanners", default="inverted,blurred")
+    parser.add_argument("--crop", type=int, help="central voxels of every slice that are kept")
     parser.add_argument("--work", type=Path, help="where the check of DATA lies; beside OUT by default")
     given = parser.parse_args()
     names = given.scanners.split(",")
@@ -129,7 +159,7 @@ def main() -> int:
         sys.exit(f"no scanner {unknown[0]!r}; there are {', '.join(SCANNERS)}")
     work = given.work or given.out.with_name(f"{given.data.name}.seguro")
     manifest = check.ensure(given.data, work, options=check.Options(quarantine=True))
-    print(f"{write(manifest, given.out, names)}/: sites {PLAIN}, {', '.join(names)}")
+    print(f"{write(manifest, given.out, names, crop=given.crop)}/: sites {PLAIN}, {', '.join(names)}")
     return 0
 
 

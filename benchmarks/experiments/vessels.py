@@ -2,7 +2,8 @@
 
 `python benchmarks/experiments/vessels.py DATA_ROOT OUT --target octa` reads vessels_chase (green channel,
 every second pixel, first observer; vessels are dark) and vessels_octa_synthetic (vessels are bright) and
-writes a Decathlon folder of volumes of one slice. Every third patient of the target is a test patient.
+writes a Decathlon folder of volumes of one slice. Every third patient of each site is a test patient. Of the
+first three training patients of the target only the first image is written: three labels are three slices.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from seguro.data.importers.building import whole
 
 SITES = ("chase", "octa")
 TEST_EVERY = 3
+ALONE = 3
+"""Patients of the target's training of whom only the first image is written."""
 CHASE, OCTA = "vessels_chase", "vessels_octa_synthetic"
 Plane = NDArray[np.float32]
 """(Y, X)."""
@@ -71,8 +74,14 @@ def write(root: Path, out: Path, target: str) -> Path:
     with whole(out, root / CHASE) as folder:
         for site, cases in found.items():
             patients = sorted({patient for _, patient, _, _ in cases})
+            tested = set(patients[::TEST_EVERY])
+            alone = [p for p in patients if p not in tested][: ALONE if site == target else 0]
+            written: set[str] = set()
             for name, patient, image, share in cases:
-                test = site == target and patients.index(patient) % TEST_EVERY == 0
+                if patient in alone and patient in written:
+                    continue
+                written.add(patient)
+                test = patient in tested
                 end, case = "Ts" if test else "Tr", f"{site}_{name}"
                 source = source_of(Grid((1, *image.shape), np.eye(4)))
                 write_scores(folder / f"images{end}" / f"{case}.nii.gz", image[None], source)
@@ -99,7 +108,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("root", type=Path, help="folder with both data sets")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--target", choices=SITES, default="octa", help="site with the test patients")
+    parser.add_argument("--target", choices=SITES, default="octa", help="site that is adapted to")
     given = parser.parse_args()
     print(f"{write(given.root, given.out, given.target)}/: sites {', '.join(SITES)}")
     return 0

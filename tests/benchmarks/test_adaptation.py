@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from seguro import api
 from seguro.core.errors import DataError
 from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml, settings_from
+from seguro.core.types import ScoreRow
 from seguro.data import check, phantom
 from seguro.data.manifest import read_case, read_case_label
 
@@ -38,9 +40,25 @@ def test_every_phase_and_arm_is_a_valid_config(name, scripts):
         assert given.get("init", "factory") in runs and given.get("labelled", "source") in plan["labels"]
         options = {k: given[k] for k in ("method", "preset", "updates", "batch") if k in given}
         api.configure(api.TrainOptions(settings=settings_from(given["set"]), **options), gpu=False)
-    for one, other in plan["pairs"].items():
+    for one, other in scripts["arms"].pairs_of(plan):
         assert one in plan["arms"] and other in plan["arms"] and one != other
     assert all(set(who) <= sites for who in plan["labels"].values())
+    assert plan["target"] in sites - set(plan["labels"]["source"])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_adaptation_is_compared_with_every_other_way_and_with_the_oracle(name, scripts):
+    """All see 64 pixels and as many updates as their like; the gap is that of source-only to the oracle."""
+    plan = PLANS[name]
+    pairs = scripts["arms"].pairs_of(plan)
+    nets = {a for a, own in plan["arms"].items() if own["method"] in ("supervised", "restyle")}
+    for ours in {"adapt", "adapt-3-slices"} & set(plan["arms"]):
+        assert (nets - {"oracle"}) | {"source-branch"} <= {b for a, b in pairs if a == ours}
+    assert plan["full"] == {"source-only": "oracle"}
+    assert {("adapt", "source-only"), ("oracle", "adapt")} <= set(pairs)
+    assert plan["edit"]["patch"] == [64, 64] and "side=64" in plan["phases"]["factory"]["set"]
+    assert len({plan["arms"][a]["updates"] for a in nets}) == 1
+    assert all("learning_rate=0.003" in plan["arms"][a]["set"] for a in nets)
 
 
 def test_every_experiment_says_what_it_is_and_whether_it_was_run():
@@ -84,11 +102,12 @@ def test_vessels_become_two_sites(scripts, tmp_path):
     found = check.ensure(out, tmp_path / "w")
     assert {(c.site, c.split) for c in found.cases} == {
         ("chase", "train"),
+        ("chase", "test"),
         ("octa", "train"),
         ("octa", "test"),
     }
     assert {c.patient for c in found.cases if c.site == "chase"} == {"chase_Image_01", "chase_Image_02"}
-    assert [c.id for c in found.of("test")] == ["octa_0"]
+    assert [c.id for c in found.of("test")] == ["chase_Image_01L", "chase_Image_01R", "octa_0"]
     labels = {c.id: label_of(c, found)[0] for c in found.cases}
     assert labels["chase_Image_01L"].shape == (10, 15) and labels["chase_Image_01L"].sum() == 2 * 7
     assert labels["octa_1"].shape == (16, 16) and labels["octa_1"][2:6, 8:12].all()
@@ -116,7 +135,7 @@ def test_sites_share_no_patient_and_every_scanner_sees_the_test_patients(scripts
     assert not {c.patient for c in train} & {c.patient for c in test}
     assert all(sum(c.patient == d.patient for d in train) == 1 for c in train)
     for patient in {c.patient for c in test}:
-        assert {c.site for c in test if c.patient == patient} == {"inverted", "blurred"}
+        assert {c.site for c in test if c.patient == patient} == {"plain", "inverted", "blurred"}
     assert all(c.label is not None for c in (*train, *test))
 
 
@@ -141,3 +160,96 @@ def test_labels_and_starts_are_told_by_path(scripts, tmp_path):
     assert len(source) == 2 and len(few) == 3 and set(source) < set(few)
     arm = scripts["adaptation"].resolved({"init": "a", "labelled": "few", "updates": 2}, tmp_path, 7, files)
     assert arm == {"init": tmp_path / "a-seed7", "labelled": files["few"], "updates": 2}
+
+
+def test_three_labelled_slices_are_three(scripts, tmp_path):
+    """Two scans of each patient, as ACDC has them: those with a label at the target have one."""
+    data = phantom.write_msd(tmp_path / "raw", n_labelled=24, n_test=0)
+    found = check.ensure(data, tmp_path / "raw.seguro")
+    twice = tuple(c.model_copy(update={"patient": f"p{i // 2:02d}"}) for i, c in enumerate(found.cases))
+    out = scripts["scanners"].write(
+        found.model_copy(update={"cases": twice}), tmp_path / "sites", ["inverted"], crop=16
+    )
+    made = check.ensure(out, tmp_path / "sites.seguro")
+    at_target = [c for c in made.of("train") if c.site == "inverted"]
+    assert read_case(at_target[0], made).grid.shape[1:] == (16, 16)
+    labels = {"few": {"plain": "all", "inverted": 3}}
+    chosen = scripts["adaptation"].labelled_files(made, labels, tmp_path)["few"].read_text().split()
+    shown = [c for c in at_target if c.patient in chosen]
+    assert len(shown) == len({c.patient for c in shown}) == 3
+    assert len(at_target) > len({c.patient for c in at_target})  # the others have both scans
+    with pytest.raises(SystemExit, match="4 patients of inverted with one scan, there are 3"):
+        scripts["adaptation"].labelled_files(made, {"few": {"inverted": 4}}, tmp_path)
+
+
+def test_a_crop_leaves_voxels_where_they_are(scripts, tmp_path):
+    data = phantom.write_msd(tmp_path / "raw", n_labelled=1, n_test=0)
+    found = check.ensure(data, tmp_path / "raw.seguro")
+    whole = read_case(found.cases[0], found)
+    label = label_of(found.cases[0], found)
+    small, cut = scripts["scanners"].cropped(whole, label, 10)
+    z, y, x = whole.grid.shape
+    first = np.array([(x - 10) // 2, (y - 10) // 2, 0, 1])
+    np.testing.assert_allclose(small.grid.affine[:, 3], whole.grid.affine @ first)
+    assert small.array.shape == (1, z, 10, 10) and cut.shape == (z, 10, 10)
+    assert np.array_equal(small.array[0, 0, 0], whole.array[0, 0, first[1], first[0] : first[0] + 10])
+
+
+def test_only_what_an_arm_starts_from_is_trained_before_it(scripts, monkeypatch, tmp_path):
+    plan = {
+        "phases": {"f": {}, "g": {}, "h": {"init": "f"}},
+        "arms": {"a": {"init": "h"}, "b": {}, "c": {"init": "a"}},
+    }
+    needed = scripts["adaptation"].needed
+    assert needed(plan, ["b"]) == ["b"]
+    assert needed(plan, ["c", "b"]) == ["f", "h", "a", "c", "b"]
+    assert needed(plan, list(plan["arms"])) == ["f", "h", "a", "b", "c"]
+
+    name, done = "adaptation_inverted", []
+    monkeypatch.setattr(scripts["adaptation"], "made", lambda *a: tmp_path)
+    monkeypatch.setattr(scripts["adaptation"], "seguro", lambda *a: None)
+    monkeypatch.setattr(scripts["adaptation"], "planned", lambda *a: None)
+    monkeypatch.setattr(scripts["adaptation"].manifest, "load", lambda w: None)
+    monkeypatch.setattr(scripts["adaptation"], "labelled_files", lambda *a: {})
+    monkeypatch.setattr(scripts["adaptation"], "collect", lambda *a: sys.exit("collected"))
+    monkeypatch.setattr(
+        scripts["adaptation"], "perform", lambda plan, work, name, seed, *a: done.append((name, seed))
+    )
+    words = ["--only", "histogram", "--only", "source-branch", "--seed", "1", "--work", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["adaptation.py", name, *words])
+    with pytest.raises(SystemExit, match="collected"):
+        scripts["adaptation"].main()
+    assert done == [("histogram", 1), ("factory", 1), ("source-branch", 1)]
+    monkeypatch.setattr("sys.argv", ["adaptation.py", name, "--seed", "7"])
+    with pytest.raises(SystemExit, match="no seed 7"):
+        scripts["adaptation"].main()
+
+
+def row(case, site, value):
+    return ScoreRow(case, case.split("_")[0], site, "RV", "dice", value)
+
+
+def test_sites_have_rows_of_their_own_and_pairs_are_of_the_target(scripts):
+    arms = scripts["arms"]
+    plan = {
+        "data": "d", "cases": "test", "target": "t", "seeds": [0], "full": {"low": "top"},
+        "arms": {n: {} for n in ("low", "adapt", "other", "top")},
+        "pairs": {"adapt": ["low", "other"], "top": ["adapt"]},
+    }  # fmt: skip
+    values = {"low": 0.2, "adapt": 0.5, "other": 0.4, "top": 0.8}
+    scores = {
+        n: {0: [row(f"p{i}_{s}", s, v if s == "t" else 1 - v) for i in range(3) for s in "st"]}
+        for n, v in values.items()
+    }
+    rows = [r for n in scores for r in arms.rows_of(plan, n, scores[n])]
+    assert {(r["setting"], r["site"]): r["value"] for r in rows if r["class"] == "mean"} == pytest.approx(
+        {(n, s): v if s == "t" else 1 - v for n, v in values.items() for s in "st"}
+    )
+    assert scripts["adaptation"].best_baseline(plan, rows) == "other"
+    assert arms.pairs_of(plan) == [("adapt", "low"), ("adapt", "other"), ("top", "adapt")]
+    target = {n: {0: arms.of_target(plan, scores[n][0])} for n in scores}
+    (gap,) = arms.gaps_closed(plan, target)
+    assert (gap["setting"], gap["against"], gap["gap"]) == ("adapt", "low", pytest.approx(0.6))
+    assert gap["closed"] == pytest.approx(0.5)
+    del plan["target"]
+    assert all("site" not in r and r["n"] == 6 for r in arms.rows_of(plan, "low", scores["low"]))
