@@ -49,6 +49,7 @@ def experiment(path: Path) -> list[str]:
     columns = result.get("columns") or [m for m in SHOWN if m in found]
     lines += scores(result["rows"], columns, single=path.parent.name in SINGLE)
     lines += pairs(result.get("pairs") or []) + margins(result.get("margins") or [])
+    lines += sent(result.get("bytes") or {}, result.get("bytes_shares") or [])
     where = f"../benchmarks/experiments/{path.parent.name}"
     lines += ["", f"{cost(result)}. Again: `{result['command']}`", ""]
     lines += [f"![Dice of every case]({where}/figure.svg)", ""]
@@ -124,6 +125,20 @@ def margins(rows: Sequence[dict[str, Any]]) -> list[str]:
         for r in rows
     ]  # fmt: skip
     return ["", "Margins fixed beforehand:", "", *table(head, lines)]
+
+
+def sent(bytes_of: dict[str, dict[str, float]], shares: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the tables of what federations sent, all sites together, and of what a code left of it."""
+    if not bytes_of:
+        return []
+    ways = ("up_per_round", "down_per_round", "total")
+    named = ["up a round", "down a round", "in all"]
+    lines = [[setting, *(f"{b[way] / 1e6:.2f}" for way in ways)] for setting, b in bytes_of.items()]
+    out = ["", "Sent, in MB, all sites together:", "", *table(["setting", *named], lines)]
+    if shares:
+        parts = [[r["setting"], r["against"], *(number(r[way]) for way in ways)] for r in shares]
+        out += ["", "As a share of the other's:", "", *table(["setting", "against", *named], parts)]
+    return out
 
 
 def bench(content: dict[str, Any]) -> list[str]:

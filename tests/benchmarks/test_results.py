@@ -56,6 +56,16 @@ def test_margins_say_whether_they_are_kept(results, tmp_path):
     assert "| a | b | hd95 | at most 0 | 3.000 [-0.020, 0.040] | no |" in text
 
 
+def test_what_federations_send_is_shown_with_what_a_code_leaves_of_it(results, tmp_path):
+    sent = {"up_per_round": 12.5e6, "down_per_round": 25e6, "total": 3e8}
+    share = {"setting": "b", "against": "a", "up_per_round": 0.2, "down_per_round": 1.0, "total": 0.6}
+    text = shown(results, tmp_path, "x", bytes={"a": sent}, bytes_shares=[share])
+    assert "| a | 12.50 | 25.00 | 300.00 |" in text and "| b | a | 0.200 | 1.000 | 0.600 |" in text
+    text = shown(results, tmp_path, "y", bytes={"a": sent})
+    assert "in MB" in text and "share of" not in text
+    assert "in MB" not in shown(results, tmp_path, "z")
+
+
 def test_the_bench_has_a_table_and_its_drawing_where_there_is_one(results, tmp_path):
     score = {"class": "mean", "metric": "dice", "mean": 0.8}
     system = {"system": "whole", "cpu_s": 1.5, "peak_mb": None, "gflop": 12.25, "unit": "mm"}
