@@ -10,7 +10,10 @@ one, with `crop: N` slices are the N x N central voxels) or `vessels` (the targe
 (name: who keeps labels, as {site: "all", or a number of patients of whom there is one scan}) and `phases`
 (name: options of `train`, scored by nobody). An option `init: NAME` starts from the run of that phase or arm
 with the same seed; `labelled: NAME` is an entry of `labels`. With `folds: none` no arm is selected by labels
-of the target: `adapt` by its loss on translations, all others deploy their last weights.
+of the target: `adapt` by its loss on translations, all others deploy their last weights. A phase of `kind:
+federate` has options of `federate simulate` instead, over the sites and with the plan's spacing and patch. An
+arm with `volumes: N` adapts from N volumes that the run of `init` generates and labels, in the place of the
+source's cases, in a workspace of its own.
 
 The result names the `best_baseline`: of the arms that `adapt` is compared with, the one with the highest Dice
 on the target's test cases. It is chosen by the scores that it is compared on, which favors it.
@@ -88,21 +91,54 @@ def resolved(arm: Mapping[str, Any], runs: Path, seed: int, files: Mapping[str, 
     return out
 
 
-def perform(
-    plan: Mapping[str, Any], workspace: Path, name: str, seed: int, files: Mapping[str, Path], threads: int
-) -> None:
+def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, threads: int) -> None:
     """Train one phase or arm with one seed, and predict and score it where it is an arm."""
     scored = name in plan["arms"]
-    own = plan["arms" if scored else "phases"][name]
-    chosen = resolved(merged(plan.get("train", {}), own), workspace / "runs", seed, files)
+    own = dict(plan["arms" if scored else "phases"][name])
     run = f"{name}-seed{seed}"
-    seguro("train", workspace, *options(chosen), "--seed", seed, "--name", run, "--threads", threads)
+    if own.pop("kind", "train") == "federate":
+        federated(plan, workspace, own, run, seed)
+        return
+    volumes = own.pop("volumes", None)
+    home = synthetic(plan, workspace, own["init"], seed, volumes) if volumes else workspace
+    files = labelled_files(manifest.load(home), plan["labels"], home)
+    chosen = resolved(merged(plan.get("train", {}), own), workspace / "runs", seed, files)
+    seguro("train", home, *options(chosen), "--seed", seed, "--name", run, "--threads", threads)
     if scored:
-        folder = workspace / "runs" / run
+        folder = home / "runs" / run
         seguro("predict", folder, "--cases", plan["cases"], "--threads", threads)
         seguro(
             "evaluate", folder / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1
         )
+        if home != workspace and not (workspace / "runs" / run).exists():
+            (workspace / "runs" / run).symlink_to(folder.resolve())  # where `collect` looks
+
+
+def federated(plan: Mapping[str, Any], workspace: Path, own: Mapping[str, Any], run: str, seed: int) -> None:
+    """Train a federation of the sites of a workspace, on the grid of its plan."""
+    grid = {k: plan["edit"][k] for k in ("spacing", "patch") if k in plan["edit"]}
+    settled = workspace / "federation.yaml"
+    write_json(settled, {"plan": {**plan["plan"], **grid}})  # JSON is YAML
+    given = ("--config", settled, "--preset", plan["train"]["preset"], *options(own))
+    seguro("federate", "simulate", workspace, *given, "--seed", seed, "--name", run)
+
+
+def synthetic(plan: Mapping[str, Any], workspace: Path, start: str, seed: int, volumes: int) -> Path:
+    """Return a workspace in which synthetic volumes stand for the training cases of the source."""
+    (source,) = plan["labels"]["source"]
+    out = workspace.with_name(f"{workspace.stem}-synthetic-{start}-seed{seed}")
+    home, others = out.with_name(f"{out.name}.seguro"), out.with_name(f"{out.name}-others.seguro")
+    if not out.exists():
+        found = manifest.load(workspace)
+        kept = tuple(c for c in found.cases if c.split == "test" or c.site != source)
+        own = found.model_copy(update={"cases": kept, "name": out.name, "splits_sha256": None})
+        manifest.save(own, others / "check" / manifest.FILE)
+        run = workspace / "runs" / f"{start}-seed{seed}"
+        asked = ("--domain", source, "--volumes", volumes, "--seed", seed)
+        seguro("generate", run, *asked, "--beside", others, "--out", out)
+    seguro("check", out, "--out", home, *options(plan.get("check", {})))
+    planned(home, plan.get("plan", {}), plan.get("edit", {}))
+    return home
 
 
 def made(plan: Mapping[str, Any], root: Path, work: Path, name: str) -> Path:
@@ -137,10 +173,9 @@ def main() -> int:
         data = made(plan, given.data_root, given.work, given.name)
         seguro("check", data, "--out", workspace, *options(plan.get("check", {})))
         planned(workspace, plan.get("plan", {}), plan.get("edit", {}))
-        files = labelled_files(manifest.load(workspace), plan["labels"], workspace)
         for seed in given.seed or plan["seeds"]:
             for name in needed(plan, given.only or list(plan["arms"])):
-                perform(plan, workspace, name, seed, files, given.threads)
+                perform(plan, workspace, name, seed, given.threads)
     collect(folder, plan, workspace)
     result = read_json(folder / "result.json")
     command = f"python benchmarks/experiments/adaptation.py {given.name}"

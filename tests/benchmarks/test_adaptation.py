@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from seguro import api
+from seguro.cli.main import main
 from seguro.core.errors import DataError
+from seguro.core.files import read_json
 from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml, settings_from
 from seguro.core.types import ScoreRow
-from seguro.data import check, phantom
+from seguro.data import check, manifest, phantom
 from seguro.data.manifest import read_case, read_case_label
 
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
@@ -37,6 +39,7 @@ def test_every_phase_and_arm_is_a_valid_config(name, scripts):
     runs = {**plan["phases"], **plan["arms"]}
     for own in runs.values():
         given = scripts["arms"].merged(plan["train"], own)
+        assert given.get("kind", "federate") == "federate" and given.get("volumes", 1) > 0
         assert given.get("init", "factory") in runs and given.get("labelled", "source") in plan["labels"]
         options = {k: given[k] for k in ("method", "preset", "updates", "batch") if k in given}
         api.configure(api.TrainOptions(settings=settings_from(given["set"]), **options), gpu=False)
@@ -62,7 +65,7 @@ def test_adaptation_is_compared_with_every_other_way_and_with_the_oracle(name, s
 
 
 def test_every_experiment_says_what_it_is_and_whether_it_was_run():
-    kinds = {"inverted", "inverted_small", "blurred", "blurred_small", "brain", "vessels", "vessels_back"}
+    kinds = {"inverted", "inverted_small", "blurred_small", "brain", "vessels", "vessels_back"}
     assert set(PLANS) == {f"adaptation_{k}" for k in kinds}
     for name in PLANS:
         text = (EXPERIMENTS / name / "README.md").read_text()
@@ -70,8 +73,8 @@ def test_every_experiment_says_what_it_is_and_whether_it_was_run():
         assert ("Not yet run" in text) != (EXPERIMENTS / name / "result.json").exists()
 
 
-def label_of(case, manifest):
-    return read_case_label(case, manifest, like=read_case(case, manifest).grid).array
+def label_of(case, found):
+    return read_case_label(case, found, like=read_case(case, found).grid).array
 
 
 def eyes(root):
@@ -209,8 +212,6 @@ def test_only_what_an_arm_starts_from_is_trained_before_it(scripts, monkeypatch,
     monkeypatch.setattr(scripts["adaptation"], "made", lambda *a: tmp_path)
     monkeypatch.setattr(scripts["adaptation"], "seguro", lambda *a: None)
     monkeypatch.setattr(scripts["adaptation"], "planned", lambda *a: None)
-    monkeypatch.setattr(scripts["adaptation"].manifest, "load", lambda w: None)
-    monkeypatch.setattr(scripts["adaptation"], "labelled_files", lambda *a: {})
     monkeypatch.setattr(scripts["adaptation"], "collect", lambda *a: sys.exit("collected"))
     monkeypatch.setattr(
         scripts["adaptation"], "perform", lambda plan, work, name, seed, *a: done.append((name, seed))
@@ -253,3 +254,51 @@ def test_sites_have_rows_of_their_own_and_pairs_are_of_the_target(scripts):
     assert gap["closed"] == pytest.approx(0.5)
     del plan["target"]
     assert all("site" not in r and r["n"] == 6 for r in arms.rows_of(plan, "low", scores["low"]))
+
+
+@pytest.mark.slow
+def test_a_federated_factory_and_a_synthetic_source_are_trained_and_scored(scripts, monkeypatch, tmp_path):
+    data = phantom.write_msd(tmp_path / "raw", n_labelled=16, n_test=0, shape=(4, 24, 28))
+    found = check.ensure(data, tmp_path / "raw.seguro")
+    out = scripts["scanners"].write(found, tmp_path / "sites", ["inverted"], crop=16)
+    ours = ["source=plain", "target=inverted"]
+    plan = {
+        "data": "raw", "target": "inverted", "cases": "test", "seeds": [0], "plan": {"dims": 2},
+        "edit": {
+            "spacing": [1.0, 1.0, 1.0], "patch": [16, 16], "batch": 4,
+            "strides": [[2, 2]] * 2, "kernels": [[3, 3]] * 3,
+        },
+        "labels": {"source": {"plain": "all"}, "few": {"inverted": 3}},
+        "train": {"preset": "tiny", "folds": "none", "updates": 2, "validations": 1},
+        "phases": {
+            "factory": {
+                "kind": "federate", "method": "factory", "rounds": 1, "updates": 2, "batch": 4,
+                "set": ["side=16"],
+            },
+            "source": {
+                "method": "adapt", "init": "factory", "labelled": "source", "set": ["stage=source", *ours]
+            },
+        },
+        "arms": {
+            "adapt": {"method": "adapt", "init": "source", "labelled": "source", "volumes": 2, "set": ours}
+        },
+    }  # fmt: skip
+    monkeypatch.setattr(scripts["arms"], "seguro", called)
+    monkeypatch.setattr(scripts["adaptation"], "seguro", called)
+    workspace = tmp_path / "w.seguro"
+    called("check", out, "--out", workspace)
+    scripts["arms"].planned(workspace, plan["plan"], plan["edit"])
+    for name in scripts["adaptation"].needed(plan, ["adapt"]):
+        scripts["adaptation"].perform(plan, workspace, name, 0, 1)
+    runs = workspace / "runs"
+    sites = read_json(runs / "source-seed0" / "stage.json")["config"]["config"]["domains"]
+    assert sorted(sites) == ["inverted", "plain"]
+    made = manifest.load(tmp_path / "w-synthetic-source-seed0.seguro")
+    assert {c.patient for c in made.of("train") if c.site == "plain"} == {"synthetic_000", "synthetic_001"}
+    scripts["arms"].collect(tmp_path, plan, workspace)
+    result = read_json(tmp_path / "result.json")
+    assert {r["site"] for r in result["rows"]} == {"plain", "inverted"} and not result["not_run"]
+
+
+def called(*words):
+    assert main([str(w) for w in words]) == 0, words
