@@ -7,7 +7,7 @@ import pytest
 
 from seguro.core.errors import DataError
 from seguro.evaluation import generated
-from seguro.evaluation.generated import Recognizer, audit, descriptors, frechet, nearest
+from seguro.evaluation.generated import Recognizer, audit, descriptors, frechet, nearest, singled_out
 
 
 def images(n: int, seed: int, *, level: float = 0.0, size: int = 16) -> np.ndarray:
@@ -37,6 +37,19 @@ def test_domains_are_recognized_by_their_look():
     recognizer = Recognizer.fitted(real)
     fresh = descriptors(np.concatenate([images(20, 3), images(20, 4, level=0.4)]))
     assert (recognizer.domains(fresh) == np.repeat([0, 1], 20)).mean() > 0.95
+
+
+def test_a_site_alone_says_which_domain_looks_most_like_it():
+    """One wins always, none wins never, equal ones each as often; ties count half."""
+    rng = np.random.default_rng(0)
+    real, near, far = (rng.normal(m, 1, (60, 3)) for m in (0, 0, 20))
+    assert singled_out(real, near, [far]) == 1
+    assert singled_out(real, far, [near, far]) == 0
+    assert singled_out(real, near, [near]) == pytest.approx(0.5)
+    alike = [rng.normal(0, 1, (400, 3)) for _ in range(3)]
+    assert singled_out(real, alike[0], alike[1:]) == pytest.approx(1 / 3, abs=0.06)
+    with pytest.raises(DataError, match="at least two"):
+        singled_out(real[:1], near, [far])
 
 
 def test_the_nearest_image_is_found():

@@ -84,11 +84,11 @@ def test_a_round_too_many_is_refused():
     ("leaves", "kind"),
     [("weights", {"arrays": SENT.arrays}), ("losses", {"metrics": {"loss": 0.1}})]
     + [("scores", {"metrics": {"dice": 0.1}}), ("scores", {"metrics": {"dice.liver": 0.1}})]
-    + [("audits", {"metrics": {name: 1.0}}) for name in METRICS if name.startswith("audit.")]
+    + [("audits", {"metrics": {name: 1.0}}) for name in METRICS if name.startswith(("audit.", "made."))]
     + [
         ("counts", {"metrics": {name: 1.0}})
         for name in METRICS
-        if name not in ("loss", "dice") and not name.startswith("audit.")
+        if name not in ("loss", "dice") and not name.startswith(("audit.", "made."))
     ],
     ids=lambda x: x if isinstance(x, str) else next(iter(next(iter(x.values())))),
 )

@@ -72,6 +72,25 @@ def test_distances_and_recognition_are_curves(factory, read):
     assert [s.points for s in made.recognized] == [((0.0, 0.0), (20.0, 1.0))]
 
 
+def test_those_of_a_federation_are_curves_over_rounds(factory, read):
+    """A federated run has no log of updates: its sites' numbers stand in the lines of the rounds."""
+    (factory / "log.jsonl").unlink()
+    write_json(factory / "federation.json", {"run": "r", "sites": ["a", "b"], "rounds": 2})
+    told = {"a": {"made.distance": 2.0, "made.recognized": 0.5}, "b": {"made.distance": 1.0}}
+    lines = [
+        {"round": n, "of_round": n - 1, "took_part": ["a", "b"], "metrics": told if n > 1 else {}}
+        for n in (1, 2, 3)
+    ]
+    write_text(factory / "rounds.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+    content = gather(factory, read)
+    assert {s.name: s.points for s in content.made.distance} == {
+        "a": ((1.0, 2.0), (2.0, 2.0)), "b": ((1.0, 1.0), (2.0, 1.0)),
+    }  # fmt: skip
+    assert [s.points for s in content.made.recognized] == [((1.0, 0.5), (2.0, 0.5))]
+    page = render(content)
+    assert content.made.axis == "round" and "Distance to real slices" in page
+
+
 def test_the_audit_is_said_and_what_is_not_releasable_is_warned_of(factory, read):
     page = render(gather(factory, read))
     assert "no held-out slice to compare with" in page and "1.25" in page

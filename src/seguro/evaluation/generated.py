@@ -7,6 +7,7 @@ with itself.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +86,13 @@ def _root(s: NDArray[np.float64]) -> NDArray[np.float64]:
     return out
 
 
+def _shrunk(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    d = len(covariance)
+    even = np.eye(d) * (np.trace(covariance) / d + 1e-6)
+    out: NDArray[np.float64] = (1 - SHRINK) * covariance + SHRINK * even
+    return out
+
+
 @dataclass(frozen=True)
 class Recognizer:
     """Tells domains apart by descriptors: linear discriminants with one shrunk covariance."""
@@ -110,10 +118,7 @@ class Recognizer:
         scale = np.where(scale > 0, scale, 1.0)
         means = np.stack([rows.mean(0) for rows in real]) / scale
         within = np.concatenate([rows / scale - m for rows, m in zip(real, means, strict=True)])
-        covariance = within.T @ within / len(within)
-        d = len(covariance)
-        even = np.eye(d) * (np.trace(covariance) / d + 1e-6)
-        weight = np.linalg.solve((1 - SHRINK) * covariance + SHRINK * even, means.T).T
+        weight = np.linalg.solve(_shrunk(within.T @ within / len(within)), means.T).T
         return cls(scale, weight, -0.5 * (weight * means).sum(1))
 
     def domains(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -121,6 +126,40 @@ class Recognizer:
         scores = rows / self.scale @ self.weight.T + self.bias
         found: NDArray[np.int64] = scores.argmax(1)
         return found
+
+
+def singled_out(
+    real: NDArray[np.float64], made: NDArray[np.float64], others: Sequence[NDArray[np.float64]]
+) -> float:
+    """Return how often, of one made image of each domain, that of `made` looks most like the real ones.
+
+    Like is near in the Mahalanobis distance of `real` with a shrunk covariance; ties count half. Chance is
+    one over the number of domains. No real image of another domain is needed: a site can say it alone.
+
+    Args:
+        real: (n, d) descriptors of the real images of the domain.
+        made: (m, d) of images made of it.
+        others: (m_i, d) of images made of each other domain, each at least one.
+
+    Raises:
+        DataError: fewer than two real images.
+    """
+    if len(real) < 2:
+        raise DataError(f"{len(real)} real images: at least two are needed to say what looks like them")
+    scale = np.concatenate([real, made, *others]).std(0)
+    scale = np.where(scale > 0, scale, 1.0)
+    center, inverse = real.mean(0), np.linalg.inv(_shrunk(np.cov(real / scale, rowvar=False)))
+
+    def far(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        d = (rows - center) / scale
+        out: NDArray[np.float64] = np.einsum("ni,ij,nj->n", d, inverse, d)
+        return out
+
+    own, part = far(made)[:, None], np.ones(len(made))
+    for rows in others:
+        other = far(rows)[None]
+        part = part * ((own < other) + (own == other) / 2).mean(1)
+    return float(part.mean())
 
 
 @dataclass(frozen=True)

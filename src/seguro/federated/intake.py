@@ -19,6 +19,8 @@ ENTRY_BYTES = 200
 """That the head of the arrays may have for each of them, besides its name: type, shape and place."""
 COUNTS = ("n_cases", "n_labelled", "n_validation")
 """Numbers that cannot be more than the cases that a site told of."""
+RECOGNIZED = "made.recognized"
+"""A part of made slices."""
 
 
 class NoAnswer(DataError):
@@ -89,7 +91,8 @@ def numbers(update: Update, *, classes: Sequence[str], n_cases: int) -> Update:
         raise DataError(f"site {update.site}: a weight of {update.weight:g}, it told of {n_cases} cases")
     metrics = message.allowed(update.metrics, classes)
     for name, value in metrics.items():
-        most = 1 if name.startswith("dice") else n_cases if name in COUNTS else None
+        part = name.startswith("dice") or name == RECOGNIZED
+        most = 1 if part else n_cases if name in COUNTS else None
         if (value < 0 and name != "loss") or (most is not None and value > most):
             raise DataError(f"site {update.site}: {name} of {value:g}, expected 0 to {most or 'any'}")
     return replace(update, metrics=metrics)

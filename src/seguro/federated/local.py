@@ -28,12 +28,12 @@ from seguro.engine.limits import Limits
 from seguro.engine.loop import Loop
 from seguro.engine.model import save_model
 from seguro.engine.runtime import Precision, Runtime
-from seguro.federated import aggregate, compression, exchange, memorization, privacy
+from seguro.federated import aggregate, compression, exchange, likeness, memorization, privacy
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
 from seguro.federated.strategies import Federation
 from seguro.inference.validate import dice_validation
 from seguro.methods import TABLE, get
-from seguro.methods.contract import Method
+from seguro.methods.contract import Maker, Method
 from seguro.networks import build
 
 WEIGHTS = ("modules", "averaged")
@@ -241,8 +241,15 @@ class Training:
         return loop
 
     def scores(self, loop: Loop) -> dict[str, float]:
-        """Return Dice on the held-out cases, over all and per class, where there are some."""
+        """Return Dice on the held-out cases, over all and per class, where there are some.
+
+        Of a method that makes images: how like the site's own they are.
+        """
         needs = loop.method.needs
+        if isinstance(loop.method, Maker):
+            modules = loop.run.deployable()
+            modules.eval()
+            return likeness.measured(loop.method, modules, loop.cases, site=self.site, seed=self.spec.seed)
         if not (self.validation and needs.segments and needs.monitor):
             return {}
         modules = loop.run.deployable()

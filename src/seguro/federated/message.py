@@ -40,6 +40,8 @@ METRICS = (
     "n_labelled",
     "n_validation",
     "updates",
+    "made.distance",
+    "made.recognized",
     "audit.made",
     "audit.held_out",
     "audit.n_made",

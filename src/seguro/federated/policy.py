@@ -20,7 +20,7 @@ from seguro.federated.audit import Audit
 from seguro.federated.message import METRICS, Refusal, Task, Update
 
 Leaves = Literal["facts", "weights", "losses", "scores", "counts", "audits"]
-KIND: Mapping[str, Leaves] = {"loss": "losses", "dice": "scores", "audit": "audits"}
+KIND: Mapping[str, Leaves] = {"loss": "losses", "dice": "scores", "audit": "audits", "made": "audits"}
 """What a number counts as; those that are not here are counts (cases, updates, seconds, norms)."""
 MB = 1_000_000
 
@@ -36,8 +36,8 @@ class Policy(Record):
     """facts: counts and quantiles for the plan. weights: what was learned. losses, scores (Dice of the site's
     own validation cases), counts: numbers per round, which are left out of the messages where they may not
     leave. Without counts the site has the weight of one case in a weighted mean. audits, which must be
-    listed: median distances of made images to the site's own and their counts, without which a model that
-    makes images is not marked releasable."""
+    listed: distances of made images to the site's own and their counts, without which a model that makes
+    images has no curves of its quality and is not marked releasable."""
     largest_message_mb: float | None = Field(None, gt=0)
     """Largest message, in 10^6 bytes, that may leave from a run without differential privacy; noise without a
     budget, or with a larger `delta` than below, is none."""

@@ -52,6 +52,10 @@ class Federated:
     loss: tuple[Series, ...]
     traffic: tuple[Series, ...]
     epsilon: tuple[Series, ...]
+    distance: tuple[Series, ...] = ()
+    """Of made slices to each site's own, by round."""
+    recognized: tuple[Series, ...] = ()
+    """How often each site finds what is made of it most like its own, by round."""
     agreement: tuple[Series, ...] = ()
     """Cosine of each site's change to the median of the others'."""
     events: tuple[str, ...] = ()

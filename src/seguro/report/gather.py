@@ -89,7 +89,10 @@ def gather(
     if federation is not None:
         missing = _missing_of_federation(run, bool(predicted), bool(folder))
         plan = plan or read_object(run / "plan" / "plan.json")
-    slices = made(run, _series(log, "validation", ("distance",)), _series(log, "validation", ("recognized",)))
+    looks = [_series(log, "validation", (name,)) for name in ("distance", "recognized")]
+    if federation is not None:
+        looks = [federation.distance, federation.recognized]
+    slices = made(run, *looks, axis="update" if federation is None else "round")
     segments = slices is None or bool(predicted)
     if not segments:
         missing = tuple(m for m in missing if m not in (PREDICTIONS, SCORES))

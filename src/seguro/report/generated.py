@@ -21,13 +21,16 @@ MOST_DOMAINS = 16
 """Domains whose pictures are shown."""
 
 
-def made(run: Path, distance: Sequence[Series], recognized: Sequence[Series]) -> Made | None:
+def made(
+    run: Path, distance: Sequence[Series], recognized: Sequence[Series], *, axis: str = "update"
+) -> Made | None:
     """Return what a generating run left; None where it made nothing.
 
     Args:
         run: its folder, with `previews/DOMAIN/NUMBER.png` and, of one machine, `audit.json`.
-        distance: series of the training log.
-        recognized: series of the training log.
+        distance: series of the training log, or of the rounds.
+        recognized: as `distance`.
+        axis: what they are drawn over.
 
     Raises:
         DataError: a picture or the audit is damaged.
@@ -48,6 +51,7 @@ def made(run: Path, distance: Sequence[Series], recognized: Sequence[Series]) ->
         releasable=facts.get("releasable"),
         distance=tuple(distance),
         recognized=tuple(recognized),
+        axis=axis,
     )
 
 

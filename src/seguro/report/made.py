@@ -34,6 +34,7 @@ class Made:
     releasable: bool | None = None
     """None where there is no audit."""
     distance: tuple[Series, ...] = ()
-    """Of the made slices of each domain to the real ones, by update."""
+    """Of the made slices of each domain to the real ones, by update or round."""
     recognized: tuple[Series, ...] = ()
-    """Part of the made slices that is taken for the domain asked for, by update."""
+    """Part of the made slices that is taken for the domain asked for, by update or round."""
+    axis: str = "update"

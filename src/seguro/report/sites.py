@@ -60,6 +60,8 @@ def _federated(run: Path, options: Mapping[str, Any], roots: Sequence[str]) -> F
         loss=_by_site(sites, lines, "loss", "round"),
         traffic=_traffic(trained),
         epsilon=_epsilon(trained),
+        distance=_by_site(sites, lines, "made.distance", "of_round"),
+        recognized=_by_site(sites, lines, "made.recognized", "of_round"),
         agreement=_agreement(sites, trained),
         events=_events(lines, roots),
         caveats=_caveats(options, lines, ended),
