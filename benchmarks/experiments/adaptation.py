@@ -13,7 +13,7 @@ with the same seed; `labelled: NAME` is an entry of `labels`. With `folds: none`
 of the target: `adapt` by its loss on translations, all others deploy their last weights. A phase of `kind:
 federate` has options of `federate simulate` instead, over the sites and with the plan's spacing and patch. An
 arm with `volumes: N` adapts from N volumes that the run of `init` generates and labels, in the place of the
-source's cases, in a workspace of its own.
+source's cases, in a workspace of its own that has test cases of the target alone.
 
 The result names the `best_baseline`: of the arms that `adapt` is compared with, the one with the highest Dice
 on the target's test cases. It is chosen by the scores that it is compared on, which favors it.
@@ -124,18 +124,14 @@ def federated(plan: Mapping[str, Any], workspace: Path, own: Mapping[str, Any], 
 
 
 def synthetic(plan: Mapping[str, Any], workspace: Path, start: str, seed: int, volumes: int) -> Path:
-    """Return a workspace in which synthetic volumes stand for the training cases of the source."""
+    """Return a workspace in which synthetic volumes stand for all cases of the source, its test cases too."""
     (source,) = plan["labels"]["source"]
     out = workspace.with_name(f"{workspace.stem}-synthetic-{start}-seed{seed}")
-    home, others = out.with_name(f"{out.name}.seguro"), out.with_name(f"{out.name}-others.seguro")
+    home = out.with_name(f"{out.name}.seguro")
     if not out.exists():
-        found = manifest.load(workspace)
-        kept = tuple(c for c in found.cases if c.split == "test" or c.site != source)
-        own = found.model_copy(update={"cases": kept, "name": out.name, "splits_sha256": None})
-        manifest.save(own, others / "check" / manifest.FILE)
         run = workspace / "runs" / f"{start}-seed{seed}"
         asked = ("--domain", source, "--volumes", volumes, "--seed", seed)
-        seguro("generate", run, *asked, "--beside", others, "--out", out)
+        seguro("generate", run, *asked, "--beside", workspace, "--out", out)
     seguro("check", out, "--out", home, *options(plan.get("check", {})))
     planned(home, plan.get("plan", {}), plan.get("edit", {}))
     return home

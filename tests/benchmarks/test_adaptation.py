@@ -297,7 +297,8 @@ def test_a_federated_factory_and_a_synthetic_source_are_trained_and_scored(scrip
     assert {c.patient for c in made.of("train") if c.site == "plain"} == {"synthetic_000", "synthetic_001"}
     scripts["arms"].collect(tmp_path, plan, workspace)
     result = read_json(tmp_path / "result.json")
-    assert {r["site"] for r in result["rows"]} == {"plain", "inverted"} and not result["not_run"]
+    assert {r["site"] for r in result["rows"]} == {"inverted"} and not result["not_run"]
+    assert all(r["patients"] == 4 for r in result["rows"])
 
 
 def called(*words):
