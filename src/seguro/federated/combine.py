@@ -1,12 +1,24 @@
-"""One round's new weights, as the strategy says."""
+"""One round's new weights, and their averages, as the strategy says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
+from seguro.core.errors import ConfigError
 from seguro.federated import aggregate, privacy
-from seguro.federated.message import Arrays, Update
+from seguro.federated.message import AVERAGED, Arrays, Update
 from seguro.federated.strategies import Federation
+
+
+def check(federation: Federation, arrays: Arrays) -> None:
+    """Refuse averages at the server of a method that has none: ConfigError."""
+    if federation.strategy.server_average is not None and not any(k.startswith(AVERAGED) for k in arrays):
+        raise ConfigError(
+            f"method {federation.method} deploys no averaged weights with these settings, so the server has "
+            "none to form: leave server_average out"
+        )
 
 
 def combined(federation: Federation, old: Arrays, trained: Mapping[str, Update], number: int) -> Arrays:
@@ -18,6 +30,24 @@ def combined(federation: Federation, old: Arrays, trained: Mapping[str, Update],
         trained: checked updates with the sites' new values, by site; taken in the order of the names.
         number: of the round.
     """
+    new = _of_round(federation, old, trained, number)
+    decay = federation.strategy.server_average
+    return new if decay is None else _averaged(old, new, min(decay, 1 - 1 / number))
+
+
+def _averaged(old: Arrays, new: Arrays, decay: float) -> Arrays:
+    """Return `new`, its averages in place of the sites' own; integers, which count, are the round's."""
+    out = dict(new)
+    for name, array in new.items():
+        if name.startswith(AVERAGED):
+            now = new[name.removeprefix(AVERAGED)]
+            moved = decay * old[name].astype(np.float64) + (1 - decay) * now
+            out[name] = np.asarray(moved, array.dtype) if array.dtype.kind == "f" else now
+    return out
+
+
+def _of_round(federation: Federation, old: Arrays, trained: Mapping[str, Update], number: int) -> Arrays:
+    """Return the weights of the round alone."""
     s = federation.strategy
     updates = [trained[site] for site in sorted(trained)]
     news: list[Arrays] = [u.arrays for u in updates]

@@ -16,7 +16,7 @@ from seguro.engine import checkpoint as checkpoints
 from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.engine.signals import Stopped
-from seguro.federated import admission, exchange, intake, memorization, message
+from seguro.federated import admission, combine, exchange, intake, memorization, message
 from seguro.federated.accountant import Accountant
 from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
@@ -143,6 +143,7 @@ class Server:
         run = LoopRun(self.method, Runtime("cpu", "32"), seed=0, batch=self.spec.batch, updates=1)
         self.averaged = run.averaged
         self.arrays = exchange.outgoing(self.method, self.averaged)
+        combine.check(self.federation, self.arrays)
         found = checkpoints.latest(self.folder / "checkpoints", say=self.say)
         if found is not None:
             self.round = found.update

@@ -22,6 +22,10 @@ class Strategy(Record):
     """Mean weighted by each site's training cases; plain mean; or, per number, the mean of what is left when
     the share `trim` of the sites is dropped at either end (Yin et al. 2018, definition 2)."""
     trim: float = Field(TRIM, ge=0, lt=0.5)
+    server_average: float | None = Field(None, ge=0, lt=1)
+    """Decay per round of averaged weights that the server forms of the rounds' own, and deploys where a
+    method deploys averages; of round n it is 1 - 1/n at most, so that they begin as the first round's. Null:
+    the mean of the averages that the sites formed."""
     norm_bound: float | None = Field(None, gt=0)
     """A change longer than so many times the median change of the round is shortened to it."""
     prox: float = Field(0.0, ge=0)
