@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.core.types import IGNORE
 from seguro.engine.limits import Limits
 from seguro.engine.log import RunLog
@@ -18,6 +19,7 @@ from seguro.methods.adapt.method import numbers
 from seguro.methods.adapt.predictor import paint
 from seguro.methods.adapt.sample import SOURCE, TARGET
 from seguro.methods.streams import NO_AUGMENT
+from seguro.networks.perceptual import PLACES, SHAPES, perceptual_from
 
 
 def trained(sites, folder, *, updates=2, seed=0, **fields):
@@ -67,6 +69,23 @@ def test_even_updates_stay_within_and_odd_ones_go_across(sites, tmp_path):
     assert all({"translated", "cycle"} <= set(line) for line in lines)  # their means are over all updates
     assert lines[0]["translated"] != lines[1]["translated"] == lines[2]["translated"]
     assert [line["share"] for line in lines] == pytest.approx([0, 2 / 3, 1])
+
+
+def test_feature_maps_are_compared_where_a_file_is_named(sites, tmp_path):
+    file = tmp_path / "alexnet.safetensors"
+    weights = {f"features.{p}.bias": torch.zeros(s[0]) for p, s in zip(PLACES, SHAPES, strict=True)}
+    for place, (cout, cin, k) in zip(PLACES, SHAPES, strict=True):
+        weights[f"features.{place}.weight"] = torch.randn(cout, cin, k, k) / (cin * k * k) ** 0.5
+    save_file(weights, file)
+    plain, ours = sites.method(), sites.method(perceptual=str(file), perceptual_weight=0.5)
+    a, b = (torch.rand(2, 1, 32, 32) * 2 - 1 for _ in range(2))
+    for method in (plain, ours):
+        method.optimisers()
+    more = float(ours._image_loss(a, b) - plain._image_loss(a, b))
+    assert more == pytest.approx(0.5 * float(perceptual_from(file)(a, b)), rel=1e-4) and more > 0
+    assert ours.shared() == plain.shared()  # it is no part of what is saved or travels
+    with pytest.raises(DataError):
+        sites.method(perceptual=str(tmp_path / "none.safetensors")).optimisers()
 
 
 def test_few_labels_of_the_target_join(sites, tmp_path):

@@ -77,6 +77,11 @@ class AdaptConfig(GeneratorConfig):
     """Weight of 1 - structural similarity."""
     gradient: float = Field(0.0, ge=0)
     """Weight of the mean absolute difference of the images' gradients."""
+    perceptual: str | None = None
+    """A .safetensors file with the weights of AlexNet (networks/perceptual.py), whose maps are compared too;
+    null for none. Read once, when training begins."""
+    perceptual_weight: float = Field(0.8, ge=0)
+    """Of that distance, as published; it is computed of nothing without a file."""
     mask: float = Field(1.0, ge=0)
     """Weight of cross entropy and Dice."""
     dice: Literal["batch", "sample"] = "batch"

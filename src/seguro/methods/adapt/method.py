@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError
@@ -22,6 +24,7 @@ from seguro.methods.adapt.predictor import AdaptPredictor, paint
 from seguro.methods.adapt.sample import SOURCE, TARGET, Shown, draw
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
 from seguro.methods.generators import generator_of
+from seguro.networks.perceptual import Perceptual, perceptual_from
 from seguro.networks.translator import Encoder, LabelBranch
 
 MONITORS = {"translated": "min:translated", "cycle": "min:cycle", "dice": "max:dice", "last": None}
@@ -81,6 +84,8 @@ class Adapt:
         if not c.content:
             encoder.contents.requires_grad_(False)
             encoder.gates.requires_grad_(False)
+        self._looks: Perceptual | None = None
+        """Distance by feature maps, where the config names a file; it is no part of the model."""
         self._shared = 0.0
         """The encoder's share of content that this run starts from."""
         self._seen: dict[str, Tensor] = {}
@@ -93,6 +98,8 @@ class Adapt:
         target's branch is made the source's, and content goes on from where their encoder was.
         """
         c, encoder, generator = self.config, self.modules["encoder"], self.modules["generator"]
+        if c.perceptual is not None:
+            self._looks = perceptual_from(Path(c.perceptual)).to(next(generator.parameters()).device)
         rng = torch.Generator(device=next(generator.parameters()).device).manual_seed(0)
         means = generator.mean_code(c.mean_styles, rng)  # type: ignore[operator]
         sides = [means[list(side)].mean(0) for side in self._of_generator]
@@ -202,7 +209,11 @@ class Adapt:
 
     def _image_loss(self, painted: Tensor, image: Tensor) -> Tensor:
         seen: int = self.modules["encoder"].seen  # type: ignore[assignment]
-        return image_loss(painted, image, {n: getattr(self.config, n) for n in TERMS}, seen)
+        loss = image_loss(painted, image, {n: getattr(self.config, n) for n in TERMS}, seen)
+        if self._looks is None:
+            return loss
+        a, b = (F.adaptive_avg_pool2d(x.float(), seen) for x in (painted, image))
+        return loss + self.config.perceptual_weight * self._looks(a, b)
 
     def state(self) -> dict[str, Tensor]:
         """Return the last losses that the model may be selected by."""
