@@ -119,6 +119,18 @@ def test_half_of_the_turns_are_given_the_embedding_and_the_last_ones_are_guided_
     )
 
 
+def test_the_guide_moves_the_generator_by_its_weight_and_only_while_refining(toy):
+    def moved(**fields):
+        made = toy(embedding="descriptor", **fields)
+        for update in range(12):
+            made.turn(update)
+        return torch.cat([p.detach().flatten() for p in made.method.modules["generator"].parameters()])
+
+    without = moved(guide=0.0, guide_share=1.0)
+    assert not torch.equal(moved(guide=50.0, guide_share=1.0), without)
+    assert torch.equal(moved(guide=50.0, guide_share=0.0), without)
+
+
 def test_both_networks_read_the_embedding(toy):
     made = toy(embedding="descriptor")
     before = {k: v.clone() for k, v in made.method.modules.state_dict().items() if ".embed." in k}
