@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from seguro import api
 from seguro.api.generate import FACTS, _sides, foreseen, generate
 from seguro.api.made import AUDIT, START_AUDIT
 from seguro.cli.adapt import stage_of
+from seguro.cli.main import main
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml
@@ -222,6 +224,38 @@ def test_no_real_case_of_the_made_domain_lies_beside_and_what_lies_beside_is_not
     nameless = phantom.write_msd(tmp_path / "one", n_labelled=1, n_test=0, shape=(5, 20, 24), seed=3)
     with pytest.raises(DataError, match="all 1 cases are of site site1"):
         foreseen(pipeline.source, "site1", 1, tmp_path / "x", beside=nameless)
+
+
+def test_each_phase_is_a_command_that_first_says_what_it_does(pipeline, tmp_path, monkeypatch, capsys):
+    """Check 30: --dry-run looks at each site's data and says what would leave it; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    data, factory, source = map(str, (pipeline.data, pipeline.factory, pipeline.source))
+    federate = ["federate", "simulate", data, "--method", "factory", "--preset", "tiny", "--batch", "2"]
+    adapt = ["adapt", data, "--out", str(pipeline.workspace), "--preset", "tiny", "--source", "site1"]
+    said = {}
+    for phase, command in {
+        "factory": [*federate, "--rounds", "2", "--updates", "2"],
+        "source": [*adapt, "--from", factory],
+        "generate": ["generate", source, "--domain", "site1", "--beside", data],
+        "adapt": [*adapt, "--from", source, "--target", "site2"],
+    }.items():
+        assert main([*command, "--dry-run", "--json"]) == 0, phase
+        said[phase] = capsys.readouterr()
+    told = json.loads(said["factory"].out)
+    assert sorted(told["sites"]) == ["site1", "site2", "site3"] and told["bytes_up"] > 0
+    assert all(facts["n_cases"] == 5 for facts in told["sites"].values())
+    assert all(f"site {s}: " in said["factory"].err for s in told["sites"])
+    assert any(name.startswith("generator.") for name in told["arrays"])
+    assert "distances of what is made to its own slices" in said["factory"].err
+    assert "5 real cases" not in said["generate"].err and "beside them 10 cases" in said["generate"].err
+    assert "site1" in said["source"].err and "site2" in said["adapt"].err
+    assert list(tmp_path.iterdir()) == []
+    broken = tmp_path / "broken"
+    shutil.copytree(pipeline.data, broken)
+    for file in (broken / "imagesTr").iterdir():
+        file.write_bytes(b"no image")
+    federate[2] = str(broken)
+    assert main([*federate, "--dry-run"]) == 2
 
 
 def test_a_start_whose_generator_does_not_fit_is_refused(pipeline):
