@@ -376,6 +376,10 @@ def test_an_experiment_runs_to_its_end_and_goes_on(scripts, monkeypatch, tmp_pat
     assert {p["at"] for p in result["pairs_at_sites"]} == {"a", "b", "neighbors"}
     assert [m["kept"] for m in result["margins"]] == [True]
     (share,) = result["bytes_shares"]
+    (tmp_path / "work" / "x-rehearsal" / "README.md").write_text("# x\n\nWhat is asked.")
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    page = importlib.import_module("results").experiment(tmp_path / "work" / "x-rehearsal" / "result.json")
+    assert sum(line.startswith("| fed |") for line in page) == 8  # scores 3, pairs 3, margin, bytes
     assert share["up_per_round"] < 0.5 and share["down_per_round"] == pytest.approx(1, abs=1e-3)
     runs = tmp_path / "work" / "x-rehearsal" / "w.seguro" / "runs"
     rounds = [x["action"] for x in scripts["federated_scores"].lines(runs / "fed-seed0")]
