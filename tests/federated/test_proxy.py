@@ -1,7 +1,10 @@
 """The proxies as they run: HAProxy between a site and a SuperLink that is played by a small HTTPS server."""
 
+import contextlib
 import http.server
+import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -317,36 +320,52 @@ def test_a_named_server_needs_no_network_to_start(tmp_path):
 
 
 PROBE = """
-import socket, sys
-for port in map(int, sys.argv[2:]):
-    try:
-        socket.create_connection((sys.argv[1], port), 3).close()
-        print("open")
-    except OSError:
-        print("closed")
-"""
-REACH = """
-import pathlib, sys
+import json, pathlib, socket, ssl, sys
+from seguro.core.errors import RunError
 from seguro.federated import startup
-startup.reach(pathlib.Path(sys.argv[1]))
+fed, host, port, inner = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def tried(work):
+    try:
+        return work()
+    except (OSError, RunError) as error:
+        return f"{type(error).__name__}: {error}"
+def reach(site):
+    startup.reach(fed / "sites" / site)
+    return "let in"
+def connect(to):
+    socket.create_connection((host, to), 3).close()
+    return "open"
+def bare(tls):
+    with socket.create_connection((host, port), 10) as stream:
+        if tls:
+            context = ssl.create_default_context(cafile=str(fed / "ca/ca.pem"))
+            stream = context.wrap_socket(stream, server_hostname=host)
+        stream.settimeout(10)
+        stream.sendall(b"POST /v1/fleet/get-run HTTP/1.0\\r\\nContent-Length: 0\\r\\n\\r\\n")
+        return "answer " + repr(stream.recv(4096))
+print(json.dumps({
+    "proxy": tried(lambda: connect(port)),
+    "superlink": tried(lambda: connect(inner)),
+    "good": tried(lambda: reach("a")),
+    "expired": tried(lambda: reach("expired")),
+    "unknown authority": tried(lambda: reach("unknown")),
+    "no certificate": tried(lambda: bare(True)),
+    "plain text": tried(lambda: bare(False)),
+}))
 """
+"""What somebody on a hospital's network sees: one line of JSON."""
 
 
-@pytest.mark.slow
-def test_from_another_network_only_the_proxy_is_there(tmp_path):
-    """A second network namespace stands for a hospital: of the server it sees one port."""
-    name, here, there = (
-        f"seguro{os.getpid() % 10000}",
-        f"sg{os.getpid() % 10000}a",
-        f"sg{os.getpid() % 10000}b",
-    )
+def ip(*words: str) -> int:
+    return subprocess.run(["ip", *words], capture_output=True).returncode
 
-    def ip(*words: str) -> int:
-        return subprocess.run(["ip", *words], capture_output=True).returncode
 
+@contextlib.contextmanager
+def hospital():
+    """A second network namespace stands for a hospital: yields the words that put a command into it."""
+    name, here, there = (f"{kind}{os.getpid() % 10000}" for kind in ("seguro", "sga", "sgb"))
     if shutil.which("ip") is None or ip("netns", "add", name) != 0:
         pytest.skip("network namespaces are not allowed here (ip netns add)")
-    processes = []
     try:
         steps = [
             ("link", "add", here, "type", "veth", "peer", "name", there),
@@ -358,31 +377,65 @@ def test_from_another_network_only_the_proxy_is_there(tmp_path):
         ]
         if any(ip(*step) for step in steps):
             pytest.skip("virtual network links are not allowed here (ip link add type veth)")
+        yield ["ip", "netns", "exec", name]
+    finally:
+        ip("netns", "del", name)
+        ip("link", "del", here)
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    """What is seen of the server from another network, by what was tried."""
+    folder = tmp_path_factory.mktemp("outside") / "fed"
+    with contextlib.ExitStack() as stack:
+        inside = stack.enter_context(hospital())
         ports = free_port(), free_port()
         project = Project(
             name="x", server="10.231.77.1", port=ports[0], superlink_port=ports[1], sites=["a", "b"]
         )
-        provision(project, tmp_path / "fed")
+        provision(project, folder)
+        authority = Authority.load((folder / "ca/ca.pem").read_bytes(), (folder / "ca/ca.key").read_bytes())
+        for site, issuer, now in (
+            ("expired", authority, NOW - timedelta(days=2)),
+            ("unknown", Authority.new("x", now=NOW, days=9), NOW),
+        ):
+            shutil.copytree(folder / "sites/a", folder / "sites" / site)
+            one = issuer.issue("a", "client", now=now, days=1)
+            (folder / "sites" / site / "site.pem").write_bytes(one.certificate + one.key)
         link = http.server.ThreadingHTTPServer(("127.0.0.1", ports[1]), Link)
+        stack.callback(link.server_close)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(tmp_path / "fed/server/superlink.pem", tmp_path / "fed/server/superlink.key")
+        context.load_cert_chain(folder / "server/superlink.pem", folder / "server/superlink.key")
         link.socket = context.wrap_socket(link.socket, server_side=True)
         threading.Thread(target=link.serve_forever, daemon=True).start()
-        processes.append(
-            subprocess.Popen(startup.proxy_command(tmp_path / "fed/server"), stdout=subprocess.DEVNULL)
-        )
+        stack.callback(link.shutdown)
+        proxy = subprocess.Popen(startup.proxy_command(folder / "server"), stdout=subprocess.DEVNULL)
+        stack.callback(proxy.wait)
+        stack.callback(proxy.terminate)
         wait_for(ports[0])
-        inside = ["ip", "netns", "exec", name, sys.executable, "-c"]
-        seen = subprocess.run(
-            [*inside, PROBE, "10.231.77.1", *map(str, ports)], capture_output=True, text=True, timeout=60
-        )
-        assert seen.stdout.split() == ["open", "closed"], seen.stderr
-        folder = str(tmp_path / "fed/sites/a")
-        good = subprocess.run([*inside, REACH, folder], capture_output=True, text=True, timeout=60)
-        assert good.returncode == 0, good.stderr
-    finally:
-        for process in processes:
-            process.terminate()
-            process.wait()
-        ip("netns", "del", name)
-        ip("link", "del", here)
+        command = [*inside, sys.executable, "-c", PROBE, str(folder), "10.231.77.1", *map(str, ports)]
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert seen.returncode == 0, seen.stderr
+        yield json.loads(seen.stdout)
+
+
+@pytest.mark.slow
+def test_from_another_network_only_the_proxy_is_there(outside):
+    assert outside["proxy"] == "open"
+    assert outside["superlink"].startswith(("ConnectionRefusedError", "TimeoutError"))
+    assert outside["good"] == "let in"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tried", "said"),
+    [
+        ("expired", "RunError: .*refuses the certificate of site a .*expired"),
+        ("unknown authority", "RunError: .*refuses the certificate of site a .*unknown"),
+        ("no certificate", "SSLError: .*certificate.required|ConnectionResetError"),
+        ("plain text", "answer b'(HTTP/1.. 400 .*)?'|ConnectionResetError"),
+    ],
+)
+def test_from_another_network_who_has_no_valid_certificate_is_refused(outside, tried, said):
+    assert re.match(said, outside[tried], re.I | re.S), outside[tried]
+    assert "200" not in outside[tried] and "/v1" not in outside[tried]
