@@ -118,7 +118,7 @@ class Recognizer:
         scale = np.where(scale > 0, scale, 1.0)
         means = np.stack([rows.mean(0) for rows in real]) / scale
         within = np.concatenate([rows / scale - m for rows, m in zip(real, means, strict=True)])
-        weight = np.linalg.solve(_shrunk(within.T @ within / len(within)), means.T).T
+        weight = np.linalg.solve(_shrunk(within.T @ within / len(within)), means.T).T.astype(np.float64)
         return cls(scale, weight, -0.5 * (weight * means).sum(1))
 
     def domains(self, rows: NDArray[np.float64]) -> NDArray[np.int64]:

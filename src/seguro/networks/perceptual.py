@@ -45,12 +45,13 @@ class Perceptual(nn.Module):
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        wanted = {f"features.{at}.weight": (*s, s[2]) for at, s in zip(PLACES, SHAPES, strict=True)}
-        wanted |= {f"features.{at}.bias": s[:1] for at, s in zip(PLACES, SHAPES, strict=True)}
+        wanted: dict[str, tuple[int, ...]] = {}
+        for at, shape in zip(PLACES, SHAPES, strict=True):
+            wanted |= {f"features.{at}.weight": (*shape, shape[2]), f"features.{at}.bias": shape[:1]}
         own = {f"lin{i}.model.1.weight": (1, s[0], 1, 1) for i, s in enumerate(SHAPES)}
         if any(name in weights for name in own):
             wanted |= own
-        wrong = sorted(n for n, shape in wanted.items() if n not in weights or weights[n].shape != shape)
+        wrong = sorted(n for n, s in wanted.items() if n not in weights or weights[n].shape != s)
         if wrong:
             raise DataError(
                 f"weights of a perceptual distance: {len(wrong)} of {len(wanted)} tensors are missing or of "

@@ -213,7 +213,8 @@ class Adapt:
         if self._looks is None:
             return loss
         a, b = (F.adaptive_avg_pool2d(x.float(), seen) for x in (painted, image))
-        return loss + self.config.perceptual_weight * self._looks(a, b)
+        apart: Tensor = self._looks(a, b)
+        return loss + self.config.perceptual_weight * apart
 
     def state(self) -> dict[str, Tensor]:
         """Return the last losses that the model may be selected by."""
