@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from seguro.api.configuration import TrainOptions, configure, plan_fields
 from seguro.api.workspace import Say, is_workspace, manifest_of, named, quiet, workspace_of
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import write_json, write_text
+from seguro.core.files import read_json, write_json, write_text
 from seguro.core.seeds import generator
 from seguro.core.settings import read_yaml
 from seguro.core.stage import locked
@@ -247,13 +247,62 @@ def foretell(
     with tempfile.TemporaryDirectory() as temporary:
         name = named(options.name or f"federated-{options.method}")
         found = sites_of(data, Path(temporary) / "runs" / name, options, sites=sites, say=say)
-        return foretold(federation(options, list(found)), found, Path(temporary) / "store")
+        facts = {name: site.facts() for name, site in found.items()}
+        return foretold(federation(options, list(found)), facts, found, Path(temporary) / "store")
+
+
+def foretell_here(path: Path, site: Site) -> Foretold:
+    """Return what the run in a server's file would take at one site, as if it was alone.
+
+    Args:
+        path: YAML file of the federation.
+        site: with its data and its device.
+
+    Raises:
+        ConfigError: the file names other sites only.
+    """
+    import tempfile
+
+    from seguro.federated.cost import foretold
+
+    options, names = options_in(path)
+    if names is not None and site.name not in names:
+        raise ConfigError(f"{path}: its sites are {', '.join(names)}; {site.name} is not among them")
+    if names is None:  # how many there are is not known here, and what counts them does nothing to one site
+        trimmed = options.strategy.get("aggregate") == "trimmed"
+        counted = {"quorum", "trim"} | ({"aggregate"} if trimmed else set())
+        options = replace(options, strategy={k: v for k, v in options.strategy.items() if k not in counted})
+    with tempfile.TemporaryDirectory() as temporary:
+        settled = federation(options, names or [site.name])
+        return foretold(settled, {site.name: site.facts()}, {site.name: site}, Path(temporary))
+
+
+def foretell_from(settled: Federation, files: Mapping[str, Path]) -> Foretold:
+    """Return what a run would take, by the facts that its sites have sent; the hours are not among it.
+
+    Args:
+        settled: the run.
+        files: `federated/facts.json` out of the workspaces of sites, by site.
+
+    Raises:
+        ConfigError: a site that is not of the run.
+        DataError: a file that holds no facts, or sites that do not fit together.
+    """
+    from seguro.federated.cost import foretold
+    from seguro.federated.facts import checked
+
+    if strangers := sorted(set(files) - set(settled.sites)):
+        raise ConfigError(f"facts of {', '.join(strangers)}; the run's sites are {', '.join(settled.sites)}")
+    facts = {site: checked(site, read_json(path)) for site, path in sorted(files.items())}
+    return foretold(settled, facts, {}, Path())
 
 
 __all__ = [
     "FederateOptions",
     "federation",
     "foretell",
+    "foretell_from",
+    "foretell_here",
     "options_in",
     "run_folder",
     "simulate",

@@ -123,29 +123,9 @@ def describe(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Say what a run would take and what would leave each site; returns it as JSON values."""
-    import json
-
     from seguro.api import federation as api
 
     found = api.foretell(data, options, out=out, sites=sites, say=say)
-    say(f"one plan for {len(found.facts)} sites:")
-    for reason in found.plan.reasons:
-        say(f"  {reason}")
-    up, down = found.bytes_up / 1e6, found.bytes_down / 1e6
-    say(f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {found.rounds} rounds:")
-    say(f"  {len(found.arrays)} arrays of weights a round, and losses, Dice, counts and seconds as numbers")
-    for site, facts in found.facts.items():
-        hours = found.hours.get(site)
-        told = (
-            "nothing here that the method can learn from" if hours is None else f"{hours:.2f} h of training"
-        )
-        say(f"site {site}: {told}; before round 1 it tells of its cases")
-        for key, value in facts.items():
-            say(f"    {key}: {json.dumps(value)}")
-    return {
-        "sites": dict(found.facts),
-        "bytes_up": found.bytes_up,
-        "bytes_down": found.bytes_down,
-        "hours": dict(found.hours),
-        "arrays": list(found.arrays),
-    }
+    for line in found.lines():
+        say(line)
+    return found.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,12 @@ def site(
     out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
     precision: Annotated[str, typer.Option(help="32, bf16-mixed, 16-mixed.")] = "32",
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --dry-run: the server's FEDERATION.yaml, whose bytes and hours are foretold."
+        ),
+    ] = None,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
@@ -25,6 +31,7 @@ def site(
     from rich.markup import escape
 
     from seguro import api
+    from seguro.core.errors import ConfigError
     from seguro.federated import deployment, startup
     from seguro.federated.policy import read_policy
 
@@ -36,6 +43,8 @@ def site(
     start = startup.site_start(folder)
     workspace = api.workspace_of(data, out)
     policy = read_policy(folder / "policy.yaml")
+    if federation is not None and not dry_run:
+        raise ConfigError("--federation foretells bytes and hours and goes with --dry-run only")
     if not dry_run:
         try:
             deployment.take_part(folder, data, workspace, device=device, precision=precision, say=say)
@@ -43,16 +52,27 @@ def site(
             say("stopped; the same command takes part again")
         finish(screen, result={"site": start.site, "workspace": str(workspace)}, as_json=as_json)
         return
+    from seguro.api.federation import foretell_here
     from seguro.federated.site import Site
 
-    facts = Site(start.site, data, workspace, say=say).facts()
-    say(f"site {start.site} would tell the server of its cases, before round 1:")
-    for key, value in facts.items():
-        say(f"    {key}: {json.dumps(value)}")
-    say("then in every round the weights of the model, and losses, Dice, counts and seconds as numbers")
+    here = Site(start.site, data, workspace, device=device, say=say)
+    result: dict[str, Any] = {"site": start.site, "facts": here.facts()}
+    if federation is None:
+        say(f"site {start.site} would tell the server of its cases, before round 1:")
+        for key, value in result["facts"].items():
+            say(f"    {key}: {json.dumps(value)}")
+        say("then in every round the weights of the model, and losses, Dice, counts and seconds as numbers")
+        say("bytes and hours: --federation FEDERATION.yaml, the server's file, foretells them")
+    else:
+        found = foretell_here(federation, here)
+        for line in found.lines():
+            say(line)
+        say("the plan of all sites may differ from that of this one alone, and with it these numbers")
+        result |= {k: v for k, v in found.values().items() if k != "sites"}
+    say(f"what this site tells lies in {workspace / 'federated' / 'facts.json'}")
     say(f"policy: {policy.model_dump_json(exclude_none=True)}")
     say(f"certificates are valid until {startup.check(folder):%Y-%m-%d}")
     startup.reach(folder)
     say(f"{start.host}:{start.port} lets this site in")
     then = f"seguro federate site {shlex.quote(str(folder))} {shlex.quote(str(data))}"
-    finish(screen, result={"site": start.site, "facts": facts}, as_json=as_json, then=then)
+    finish(screen, result=result, as_json=as_json, then=then)

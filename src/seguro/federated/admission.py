@@ -11,11 +11,11 @@ from seguro.federated import intake, message
 from seguro.federated.facts import checked
 from seguro.federated.fleet import Answer, Fleet
 from seguro.federated.intake import Question
-from seguro.federated.local import Spec
 from seguro.federated.message import Action, Task
 from seguro.federated.plan import plan_hash
 from seguro.federated.record import Round
-from seguro.federated.roster import Roster
+from seguro.federated.roster import Roster, lonely
+from seguro.federated.spec import Spec
 from seguro.federated.strategies import Federation
 
 POLL_S = 3.0
@@ -59,6 +59,8 @@ class Admission:
             found, waited = len(self.roster.node_of), time.monotonic() - started
             enough = not first and found >= self.strategy.needed
             if found == len(self.federation.sites) or (enough and waited > min(GRACE_S, patience)):
+                for warning in lonely(self.roster.facts):
+                    self.say(warning)
                 return
             if waited > patience:
                 refused = "".join(f"\n  {who}: {why}" for who, why in sorted(record.rejected.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,12 @@ from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.federated import compression, exchange, message
 from seguro.federated.accountant import rounds_within
-from seguro.federated.local import Spec, at, seen_by
+from seguro.federated.local import at, seen_by
 from seguro.federated.message import Arrays
 from seguro.federated.plan import at_site, merged
+from seguro.federated.roster import lonely
 from seguro.federated.site import Site
+from seguro.federated.spec import Spec
 from seguro.federated.strategies import Federation
 from seguro.methods import get
 from seguro.networks.unet import training_bytes
@@ -35,6 +38,7 @@ PROBED = 3
 class Foretold:
     """What a run would take."""
 
+    method: str
     facts: Mapping[str, Mapping[str, Any]]
     """By site, everything about its cases that it would tell before round 1."""
     plan: Plan
@@ -43,16 +47,60 @@ class Foretold:
     bytes_up: int
     """From each site over the whole run, at most; where a part of the sites is drawn, on average."""
     bytes_down: int
-    """To each site: to train on, and in rounds with scores also where it was not drawn."""
+    """To each site that misses no round, at most: to train on, and in rounds with scores also where it was
+    not drawn."""
     rounds: int
     """Those asked for, or as many as the privacy budget allows."""
-    hours: Mapping[str, float]
-    """Local training by site, at the speed of this machine; sites with nothing to learn from are left out."""
+    hours: Mapping[str, float | None]
+    """Local training of the sites that are here, at the speed of this machine; None where a site has nothing
+    to learn from."""
+
+    def lines(self) -> list[str]:
+        """Return the whole of it in words, as every dry run says it."""
+        up, down = self.bytes_up / 1e6, self.bytes_down / 1e6
+        segments = get(self.method).needs.segments
+        judged = "Dice" if segments else "distances of what is made to its own slices"
+        out = [f"one plan for {len(self.facts)} sites:", *(f"  {reason}" for reason in self.plan.reasons)]
+        out += lonely(self.facts)
+        out += [
+            f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {self.rounds} rounds:",
+            f"  {len(self.arrays)} arrays of weights a round, and losses, {judged}, counts, seconds",
+        ]
+        for site, told in self.facts.items():
+            out.append(f"site {site}: {self._training(site)}; before round 1 it tells of its cases")
+            out += [f"    {key}: {json.dumps(value)}" for key, value in told.items()]
+        return out
+
+    def values(self) -> dict[str, Any]:
+        """Return the whole of it as JSON values."""
+        return {
+            "sites": dict(self.facts),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            "hours": {site: hours for site, hours in self.hours.items() if hours is not None},
+            "arrays": list(self.arrays),
+        }
+
+    def _training(self, site: str) -> str:
+        if site not in self.hours:
+            return "its own dry run says how many hours it trains"
+        hours = self.hours[site]
+        return (
+            "nothing here that the method can learn from" if hours is None else f"{hours:.2f} h of training"
+        )
 
 
-def foretold(federation: Federation, sites: Mapping[str, Site], scratch: Path) -> Foretold:
-    """Return what `federation` would take over `sites`; the store for the timing is written to `scratch`."""
-    facts = {name: site.facts() for name, site in sites.items()}
+def foretold(
+    federation: Federation, facts: Mapping[str, Mapping[str, Any]], sites: Mapping[str, Site], scratch: Path
+) -> Foretold:
+    """Return what `federation` would take.
+
+    Args:
+        federation: every choice.
+        facts: by site, what it tells of its cases.
+        sites: those that are here, whose training is timed.
+        scratch: the store for the timing is written to it.
+    """
     options = PlanOptions.model_validate(federation.plan)
     plan = merged(federation.run, facts, options, training_bytes)
     spec = Spec.settled(federation, plan)
@@ -66,16 +114,20 @@ def foretold(federation: Federation, sites: Mapping[str, Site], scratch: Path) -
     rounds = planned * share
     scored = (planned - 1) // s.evaluate_every
     return Foretold(
+        method=federation.method,
         facts=facts,
         plan=plan,
         arrays=tuple(sorted(arrays)),
         bytes_up=int(compression.largest_bytes(arrays, s.coding) * rounds),
-        bytes_down=int(size * (scored + (planned - scored) * share + 1)),
+        bytes_down=int(
+            size + compression.largest_bytes(arrays, s.down) * (scored + (planned - scored) * share)
+        ),
         rounds=planned,
         hours={
-            name: seconds * spec.updates * rounds / 3600
+            name: None
+            if (seconds := update_seconds(spec, plan, site, scratch / name)) is None
+            else seconds * spec.updates * rounds / 3600
             for name, site in sites.items()
-            if (seconds := update_seconds(spec, plan, site, scratch / name)) is not None
         },
     )
 

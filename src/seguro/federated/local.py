@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
 from safetensors.numpy import load as parse
 from safetensors.numpy import save as pack
 from torch import Tensor
 
 from seguro.core.files import read_checked, write_bytes
 from seguro.core.seeds import derive
-from seguro.core.types import Case, Record
+from seguro.core.types import Case
 from seguro.data import superpixels
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
@@ -29,88 +28,14 @@ from seguro.engine.loop import Loop
 from seguro.engine.model import save_model
 from seguro.engine.runtime import Precision, Runtime
 from seguro.federated import aggregate, compression, exchange, likeness, memorization, privacy
+from seguro.federated.downlink import Held
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
-from seguro.federated.strategies import Federation
+from seguro.federated.spec import Spec
 from seguro.inference.validate import dice_validation
-from seguro.methods import TABLE, get
 from seguro.methods.contract import Maker, Method
-from seguro.networks import build
 
 WEIGHTS = ("modules", "averaged")
 """How the names of weights in a checkpoint begin; other names are of optimisers and of the method's state."""
-
-
-class Spec(Record):
-    """What a site must know of a run to train; the server sends it with the plan."""
-
-    method: str
-    config: dict[str, Any]
-    rounds: int = Field(ge=1)
-    updates: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    seed: int
-    prox: float = Field(0.0, ge=0)
-    personal: Literal["none", "norm"] = "none"
-    optimiser: Literal["keep", "reset"] = "keep"
-    coding: Literal["none", "fp16", "int8"] = "none"
-    clip: float | None = None
-    """Length that a site's change is cut to before it leaves."""
-    noise: float | None = None
-    epsilon: float | None = None
-    delta: float | None = None
-    """What the server says of privacy; a site's policy may ask for it."""
-
-    @classmethod
-    def of(cls, task: Task) -> Spec:
-        """Return the spec in a task.
-
-        Raises:
-            Refusal: fields that this version does not know.
-        """
-        try:
-            return cls.model_validate(task.config["spec"])
-        except (ValidationError, KeyError) as error:
-            raise Refusal("the run has fields that this version of seguro does not know") from error
-
-    @classmethod
-    def settled(cls, federation: Federation, plan: Plan) -> Spec:
-        """Return the spec of a federation under its plan."""
-        f, s = federation, federation.strategy
-        group = get(f.method).needs.group
-        return cls(
-            method=f.method,
-            config=f.config,
-            rounds=f.rounds,
-            updates=f.updates,
-            batch=f.batch or -(-plan.batch // group) * group,
-            seed=f.seed,
-            prox=s.prox,
-            personal=s.personal,
-            optimiser=s.optimiser,
-            coding=s.coding,
-            clip=s.privacy.clip if s.privacy else None,
-            noise=s.privacy.noise if s.privacy else None,
-            epsilon=s.privacy.budget if s.privacy else None,
-            delta=s.privacy.delta if s.privacy else None,
-        )
-
-    def check(self, plan: Plan) -> None:
-        """Refuse a method that is not here, its settings, or a plan of other dimensions than its own."""
-        if self.method not in TABLE:
-            raise Refusal(f"no method {self.method} here; known are {', '.join(TABLE)}")
-        kind = get(self.method)
-        if plan.dims not in kind.needs.dims:
-            raise Refusal(f"method {self.method} does not work in {plan.dims} dimensions")
-        try:
-            kind.Config.model_validate(self.config)
-        except ValidationError as error:
-            raise Refusal(f"method {self.method} does not know its settings in this version") from error
-
-    def made(self, plan: Plan) -> Method:
-        """Return the method with the weights that every site and the server begin with."""
-        kind = get(self.method)
-        torch.manual_seed(derive(self.seed, "init"))
-        return kind(kind.Config.model_validate(self.config), plan, build)
 
 
 @dataclass
@@ -156,6 +81,7 @@ class Training:
 
     def __post_init__(self) -> None:
         self.runtime = Runtime(self.device, self.precision)
+        self._held = Held(self.spec.down)
 
     def settle(self) -> None:
         """Write the state after the last round, where it is not on disk yet."""
@@ -177,6 +103,7 @@ class Training:
         """
         if task.config.get("plan_sha256") != self.plan_sha256:
             raise Refusal(f"run {self.run} goes by another plan than the one agreed on")
+        task = self._held.whole(task)
         started = time.monotonic()
         loop = self.loop((task.round - 1) * self.spec.updates)
         self._load(loop, task.arrays)

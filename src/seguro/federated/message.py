@@ -66,7 +66,8 @@ class Task:
     action: Action
     arrays: Arrays = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values: method, its config, updates, batch, seed, coding of the answer, clipping norm, plan."""
+    """JSON values: method, its config, updates, batch, seed, codings, clipping norm, plan. With `base`, the
+    hash of weights that the site has, the arrays are the coded change to them."""
 
 
 @dataclass(frozen=True)

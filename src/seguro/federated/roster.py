@@ -8,6 +8,23 @@ from typing import Any
 from seguro.core.errors import ConfigError
 
 
+def lonely(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return warnings, each naming the site, where a federation is none: one site, or labels at one only.
+
+    Args:
+        facts: by site, what it told of its cases.
+    """
+    if len(facts) == 1:
+        return [f"warning: site {next(iter(facts))} is the only one: nothing is averaged"]
+    labelled = [site for site, told in sorted(facts.items()) if told["n_labelled"]]
+    if len(labelled) != 1:
+        return []
+    return [
+        f"warning: only site {labelled[0]} has labelled cases: its validation cases alone choose the best "
+        "round, and what holds for its images may not hold for the others'"
+    ]
+
+
 class Roster:
     """Nodes and the sites that they say they are.
 

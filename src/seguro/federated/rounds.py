@@ -20,16 +20,17 @@ from seguro.federated import admission, combine, exchange, intake, memorization,
 from seguro.federated.accountant import Accountant
 from seguro.federated.admission import Admission
 from seguro.federated.combine import combined
+from seguro.federated.downlink import Downlink
 from seguro.federated.fleet import Answer, Fleet
 from seguro.federated.intake import NoAnswer, Question
 from seguro.federated.keeper import Keeper
-from seguro.federated.local import Spec
 from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
 from seguro.federated.preview import preview
 from seguro.federated.record import Round, append, cut, lines
 from seguro.federated.saved import Saved
 from seguro.federated.scores import Scores
+from seguro.federated.spec import Spec
 from seguro.federated.strategies import Federation
 from seguro.federated.suspicion import Suspicion
 from seguro.methods.contract import Maker
@@ -73,6 +74,7 @@ class Server:
         self.scores = Scores(federation.strategy.best)
         self.epsilon: float | None = None
         self.suspicion = Suspicion(federation.seed)
+        self.downlink = Downlink(federation.strategy.down)
 
     def run(self) -> Path:
         """Run what is left of the federation and write its model; returns the run's folder.
@@ -147,7 +149,7 @@ class Server:
         found = checkpoints.latest(self.folder / "checkpoints", say=self.say)
         if found is not None:
             self.round = found.update
-            self.arrays = {k: v.numpy() for k, v in found.tensors.items()}
+            self.arrays = self.downlink.resume({k: v.numpy() for k, v in found.tensors.items()})
             self.scores.resume(found.facts)
             self.say(f"resuming at round {self.round + 1}")
         self.saved.forget_after(self.round)
@@ -195,7 +197,9 @@ class Server:
             )
         self._score(record)
         self._suspect(record)
-        self.arrays = combined(self.federation, self.arrays, trained, number)
+        self.arrays = self.downlink.rounded(
+            self.arrays, combined(self.federation, self.arrays, trained, number)
+        )
         self.round = number
         if self.keeper.due():
             self._save()
@@ -216,7 +220,10 @@ class Server:
         path = self.folder / "federation.json"
         if not path.exists():
             return
-        before, now = read_json(path), self.federation.model_dump(mode="json")
+        now, before = self.federation.model_dump(mode="json"), read_json(path)
+        before = Federation.model_validate({k: v for k, v in before.items() if k in now}).model_dump(
+            mode="json"
+        )
         changed = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in now.items() if before.get(k) != v]
         if changed:
             text = "\n  ".join(changed)
@@ -252,17 +259,17 @@ class Server:
     def _collect(self, actions: Mapping[str, Action], record: Round, *, evaluate: bool) -> None:
         """Ask each site for its action; take what fits into the record, and say what does not."""
         config = {"plan_sha256": plan_hash(self._plan), "evaluate": evaluate}
-        packed = {
-            action: message.to_bytes(Task(self.federation.run, record.number, action, self.arrays, config))
-            for action in sorted(set(actions.values()))
-        }
-        for action in packed:
+        for action in sorted(set(actions.values())):
             site_of = {self.roster.node_of[s]: s for s, a in actions.items() if a == action}
-            record.bytes_down |= {s: len(packed[action]) for s in site_of.values()}
+            tasks = self.downlink.tasks(
+                Task(self.federation.run, record.number, action, self.arrays, config), site_of.values()
+            )
+            record.bytes_down |= {s: len(data) for s, data in tasks.items()}
             limit = intake.HEAD_BYTES
             if action == "train":
                 limit = intake.largest(self.arrays, self.strategy.coding)
-            for answer in self.admission.ask({n: packed[action] for n in site_of}, action, record.number):
+            asked_of = {node: tasks[s] for node, s in site_of.items()}
+            for answer in self.admission.ask(asked_of, action, record.number):
                 site = site_of[answer.node]
                 asked = Question(self.federation.run, record.number, action, site, limit)
                 self._take(answer, asked, record)
@@ -288,6 +295,7 @@ class Server:
             self.say(f"round {record.number}: rejected: {error}")
         else:
             record.updates[site] = update
+            self.downlink.answered(site)
 
     def _last_look(self) -> None:
         """Have the last round's weights scored, where that was not done."""
@@ -338,7 +346,8 @@ class Server:
         """Write the weights of this round, and those of the best one where they are not there yet."""
         best = self.scores.best_round or None
         with self.keeper.keeping():
-            self.saved.save(self.round, self.arrays, self.scores.facts(), best=best, best_arrays=self._best)
+            arrays = {**self.arrays, **self.downlink.saved()}
+            self.saved.save(self.round, arrays, self.scores.facts(), best=best, best_arrays=self._best)
 
     def _log(self, record: Round) -> None:
         self._spent()

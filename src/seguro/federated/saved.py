@@ -10,6 +10,7 @@ import torch
 
 from seguro.engine import checkpoint as checkpoints
 from seguro.engine.checkpoint import Checkpoint
+from seguro.federated.downlink import LEFT
 from seguro.federated.message import Arrays
 
 
@@ -31,7 +32,7 @@ class Saved:
     def weights(self, number: int) -> Arrays:
         """Return the weights of a round; DataError where the file is damaged."""
         found = checkpoints.load(self.rounds()[number], number)
-        return {k: v.numpy() for k, v in found.tensors.items()}
+        return {k: v.numpy() for k, v in found.tensors.items() if not k.startswith(LEFT)}
 
     def save(
         self, number: int, arrays: Arrays, facts: Mapping[str, Any], *, best: int | None, best_arrays: Arrays

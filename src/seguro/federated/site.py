@@ -24,6 +24,7 @@ from seguro.federated import local, message
 from seguro.federated.facts import facts_of
 from seguro.federated.message import Gate, Open, Refusal, Task, Update
 from seguro.federated.plan import at_site, plan_hash
+from seguro.federated.spec import Spec
 
 FOLDS = 5
 """One of so many parts of a site's patients is held out for the scores."""
@@ -145,13 +146,13 @@ class Site:
             raise Refusal("the plan is none of this version of seguro") from error
         here = at_site(plan, self.manifest())
         folder = self._folder(task.run)
-        spec = local.Spec.of(task)
+        spec = Spec.of(task)
         spec.check(here)
         store.prepare(self.workspace, self.manifest(), here)
         self.settle()
         before = folder / "agreed.json"
         agreed = {"plan": plan.model_dump(mode="json"), "spec": spec.model_dump(mode="json")}
-        if before.exists() and sha256_json(read_json(before)) != sha256_json(agreed):
+        if before.exists() and _differ(read_json(before), agreed):
             shutil.rmtree(folder)  # another run of this name: its state belongs to other weights
         write_json(before, agreed)
         self._training = None
@@ -174,7 +175,7 @@ class Site:
                 store=self.workspace / "store" / at_site(plan, self.manifest()).preprocessing_hash,
                 plan=at_site(plan, self.manifest()),
                 plan_sha256=plan_hash(plan),
-                spec=local.Spec.model_validate(agreed["spec"]),
+                spec=Spec.model_validate(agreed["spec"]),
                 train=train,
                 validation=validation,
                 held_out=self.held_out(),
@@ -184,6 +185,15 @@ class Site:
                 lazy=self.lazy,
             )
         return self._training
+
+
+def _differ(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether runs of one name were agreed on differently; fields of later versions had defaults."""
+    try:
+        before = {**before, "spec": Spec.model_validate(before["spec"]).model_dump(mode="json")}
+    except (ValidationError, KeyError):
+        return True
+    return sha256_json(before) != sha256_json(now)
 
 
 def _refused(blank: Update, why: str) -> Update:

@@ -51,6 +51,10 @@ class Strategy(Record):
     """Rounds from one evaluation at the sites to the next."""
     coding: Literal["none", "fp16", "int8"] = "none"
     """How updates travel."""
+    down: Literal["none", "fp16", "int8"] = "none"
+    """How new weights travel to the sites: as they are, or their coded change to a site that has the weights
+    of the round before, and as they are to any other. What rounding takes away is kept at the server and
+    added to the next change, so the weights of a round are what all sites have, to the bit."""
     privacy: PrivacyOptions | None = None
     """Client-level differential privacy; then every site counts the same."""
 
