@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from seguro.federated.strategies import Federation
 from seguro.methods import get
 
 PLAN = {"memory_gib": 0.01, "batch": 2}
+RUN = 16
+"""Pixels in a row that no message and no log may hold."""
 
 
 def tiny_federation(sites: Iterable[str], *, method: str = "supervised", **more: Any) -> Federation:
@@ -138,3 +141,35 @@ def server(federation, monkeypatch) -> Callable[..., Server]:
         return Server(federation(names, **settings), folder, fleet, say)
 
     return made
+
+
+def pieces(volume: np.ndarray) -> np.ndarray:
+    """Return every run of RUN pixels along any axis that is not constant, one per row."""
+    found = []
+    for axis in range(volume.ndim):
+        lines = np.moveaxis(volume, axis, -1)
+        if lines.shape[-1] >= RUN:
+            found.append(np.lib.stride_tricks.sliding_window_view(lines, RUN, axis=-1).reshape(-1, RUN))
+    every = np.concatenate(found)
+    return every[(every != every[:, :1]).any(axis=1)]
+
+
+def holds(data: bytes, runs: np.ndarray) -> bool:
+    """Return whether one of the rows of `runs` occurs in the bytes, at any offset."""
+    raw = np.ascontiguousarray(runs)
+    keys = {row.tobytes() for row in raw}
+    heads = np.unique(np.frombuffer(b"".join(k[:8] for k in keys), np.uint64))
+    size = raw.dtype.itemsize * RUN
+    for shift in range(8):
+        words = np.frombuffer(data[shift : len(data) - (len(data) - shift) % 8], np.uint64)
+        for place in np.flatnonzero(np.isin(words, heads)):
+            start = shift + 8 * int(place)
+            if data[start : start + size] in keys:
+                return True
+    return False
+
+
+@pytest.fixture(scope="session")
+def pixels() -> SimpleNamespace:
+    """`pieces` of an image, and whether bytes hold one of them."""
+    return SimpleNamespace(pieces=pieces, holds=holds, run=RUN)

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -25,14 +26,14 @@ from seguro.core.errors import ConfigError, ExtraMissing, RunError
 from seguro.data import phantom
 from seguro.federated import deployment
 from seguro.federated.audit import verify
-from seguro.federated.deployment import Service, tail
+from seguro.federated.deployment import tail
 
 PAGE = Path(__file__).parents[2] / "docs" / "federation.md"
 SITES = ("north", "south", "west")
 BLOCK = re.compile(r"^```(\S+)[ ]?(.*?)\n(.*?)^```$", re.M | re.S)
-ROUND_S = 60.0
-"""Of a round over the network beyond its training, three sites and a server on two busy cores; a process that
-imports torch for every message took longer."""
+ROUND_S = 5.0
+"""Of a round over the network beyond its training, where three sites and a server have two idle cores."""
+PATIENT = "Mustermann"
 PORTS = ("8443", "8000", "9441", "9442", "9443", "9191", "9192", "9193")
 
 
@@ -68,6 +69,13 @@ OURS = re.compile(
 )
 
 
+def busy() -> float:
+    """Return by how much a small program takes longer here and now than on an idle machine, 1 at least."""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import numpy"], check=True)
+    return max(1.0, (time.monotonic() - started) / 0.3)
+
+
 class Reader:
     """Does what the page says, in a folder."""
 
@@ -77,6 +85,7 @@ class Reader:
         self.server: subprocess.Popen | None = None
         self.sites: list[subprocess.Popen] = []
         self.said: dict[str, str] = {}
+        self.busy = busy()
         self.connect_log = folder / "connects"
         (folder / "watch").mkdir()
         (folder / "watch" / "sitecustomize.py").write_text(WATCH)
@@ -157,6 +166,10 @@ def lonely():
         shutil.which("ip") is None
         or subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode
     ):
+        warnings.warn(
+            "network namespaces are not allowed here (ip netns add): the page is read beside other networks",
+            stacklevel=1,
+        )
         yield []
         return
     prefix = ["ip", "netns", "exec", name]
@@ -171,7 +184,11 @@ def read(tmp_path_factory, lonely):
         pytest.skip("haproxy is not installed (apt-get install haproxy)")
     folder = tmp_path_factory.mktemp("page")
     for k, name in enumerate(SITES):
-        phantom.write_msd(folder / name, n_labelled=2 + k, n_test=0, seed=k)
+        data = phantom.write_msd(folder / name, n_labelled=2 + k, n_test=0, seed=k)
+        for path in [p for part in ("imagesTr", "labelsTr") for p in (data / part).glob("*.nii.gz")]:
+            path.rename(path.with_name(f"{PATIENT}-{k}-{path.name}"))
+        text = (data / "dataset.json").read_text()
+        (data / "dataset.json").write_text(text.replace("Tr/", f"Tr/{PATIENT}-{k}-"))
     reader = Reader(folder, lonely)
     try:
         for number, block in enumerate(blocks()):
@@ -230,6 +247,67 @@ def test_nobody_but_sites_was_at_the_port_and_flower_stayed_quiet(read):
 
 @TOGETHER
 @pytest.mark.slow
+def test_no_name_of_a_patient_or_a_file_is_in_what_the_network_wrote(read):
+    """Logs of the SuperLink, the SuperNodes, their executors and all proxies, and all that the server has.
+
+    Not of the training, whose log is the site's own and names its cases.
+    """
+    fed = read.folder / "liver.federation"
+    written = [p for p in (fed / "server").rglob("*") if p.is_file()]
+    written += [p for p in (read.folder / "runs/liver-1").rglob("*") if p.is_file()]
+    for site in SITES:
+        work = fed / "sites" / site / "work"
+        written += [p for p in work.rglob("*") if p.is_file() and p.name != "training.log"]
+    names = {p.name for p in written}
+    assert {
+        "superlink.log",
+        "supernode.log",
+        "executor.log",
+        "haproxy.log",
+        "run.log",
+        "rounds.jsonl",
+    } <= names
+    cases = {p.name.partition(".")[0] for s in SITES for p in (read.folder / s / "imagesTr").iterdir()}
+    assert len(cases) == 2 + 3 + 4 and all(PATIENT in c for c in cases)
+    for word in (PATIENT, "imagesTr", "labelsTr", ".nii", *sorted(cases)):
+        assert [p for p in written if word.encode() in p.read_bytes()] == [], word
+    manifest = read.folder / "north.seguro/check/manifest.json"
+    assert PATIENT in manifest.read_text()  # it could be found
+
+
+@TOGETHER
+@pytest.mark.slow
+def test_no_row_of_an_image_is_in_what_the_network_wrote(read, pixels):
+    """No 16 pixels of an image or mask, as bytes of three kinds, in any log or anything the server has."""
+    import nibabel as nib
+    import numpy as np
+
+    fed = read.folder / "liver.federation"
+    logs = sorted(p for p in fed.rglob("*.log") if p.name != "training.log")
+    texts = [p.read_bytes() for p in [*logs, *(read.folder / "runs/liver-1").rglob("*")] if p.is_file()]
+    sent = b"".join(texts)
+    looked = 0
+    for path in sorted(p for s in SITES for p in (read.folder / s).glob("*Tr/*.nii.gz")):
+        volume = np.asarray(nib.load(path).dataobj)
+        for kind in (np.uint8, np.int16, np.float32):
+            runs = pixels.pieces(volume.astype(kind))
+            looked += len(runs)
+            assert not len(runs) or not pixels.holds(sent, runs), (path.name, kind)
+    assert looked > 5_000
+
+
+@TOGETHER
+@pytest.mark.slow
+def test_the_page_was_read_where_there_is_no_other_network(read, lonely):
+    if not lonely:
+        pytest.skip("network namespaces are not allowed here (ip netns add)")
+    assert lonely[:3] == ["ip", "netns", "exec"]
+    found = subprocess.run([*lonely, "ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    assert [line.split(": ")[1] for line in found.splitlines()] == ["lo"]
+
+
+@TOGETHER
+@pytest.mark.slow
 def test_no_process_turned_to_an_address_outside(read):
     """Check 9. Every Python of the run notes its connections; HAProxy's are in its configuration."""
     seen = read.connect_log.read_text().splitlines()
@@ -243,10 +321,10 @@ def test_no_process_turned_to_an_address_outside(read):
 @TOGETHER
 @pytest.mark.slow
 def test_a_round_takes_little_more_than_its_training(read):
-    """A message waits up to 3 s at every site until Flower fetches it, and starts one small process."""
+    """Where the machine is busy with other things, a small program that only starts says by how much."""
     found = lines(read.folder / "runs/liver-1")[1:]
     over = [x["seconds"] - max(m["seconds"] for m in x["metrics"].values()) for x in found]
-    assert min(over) < ROUND_S, over
+    assert min(over) < ROUND_S * read.busy, (over, read.busy)
 
 
 @TOGETHER
@@ -267,98 +345,6 @@ def test_the_page_names_every_command_and_no_other():
     assert [how for kind, how, _ in blocks() if kind == "yaml"] == [
         "project.yaml", "federation.yaml", "liver.federation/sites/north/policy.yaml",
     ]  # fmt: skip
-
-
-def test_a_service_takes_what_it_started_along(tmp_path):
-    script = "sleep 300 & echo child $!; wait"
-    with Service("x", ["bash", "-c", script], tmp_path / "log") as service:
-        for _ in range(100):
-            if "child" in (tmp_path / "log").read_text():
-                break
-            time.sleep(0.05)
-        service.check()
-    child = int((tmp_path / "log").read_text().split()[1])
-    for _ in range(100):
-        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
-            break
-        time.sleep(0.05)
-    else:
-        raise AssertionError("the child is still there")
-
-
-PARENT = """
-import sys, time
-from pathlib import Path
-from seguro.federated.deployment import Service, stoppable
-with stoppable(), Service("x", ["sleep", "300"], Path(sys.argv[1])) as service:
-    print(service.process.pid, flush=True)
-    time.sleep(300)
-"""
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param(signal.SIGTERM, marks=pytest.mark.slow, id="SIGTERM"),
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow, id="SIGINT"),
-        pytest.param(signal.SIGKILL, id="SIGKILL"),
-    ],
-)
-def test_a_service_does_not_outlive_who_started_it(tmp_path, how):
-    command = [sys.executable, "-c", PARENT, str(tmp_path / "log")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
-        child = int(parent.stdout.readline())
-        parent.send_signal(how)
-        parent.wait(60)
-    for _ in range(200):
-        if not Path(f"/proc/{child}").exists() or Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    raise AssertionError("it is still there")
-
-
-def test_a_service_that_ends_is_told_with_its_last_words(tmp_path):
-    with Service("the SuperLink", ["bash", "-c", "echo port taken; exit 3"], tmp_path / "log") as service:
-        with pytest.raises(RunError, match="the SuperLink ended with code 3:\n  port taken"):
-            service.listening(1)
-        with pytest.raises(RunError):
-            service.check()
-
-
-def test_a_service_that_does_not_listen_is_told(tmp_path):
-    with (
-        Service("x", ["sleep", "60"], tmp_path / "log") as service,
-        pytest.raises(RunError, match="does not listen"),
-    ):
-        service.listening(int(free_ports(1)[0]), timeout_s=0.5)
-
-
-def test_a_program_is_started_again_only_when_it_can_do_its_work(tmp_path, monkeypatch):
-    """As the SuperNode after its server was: it would end at once while the server is away."""
-    order: list[str] = []
-    with Service("the SuperNode", ["bash", "-c", "echo here; exit 0"], tmp_path / "log") as service:
-        service.process.wait()
-        monkeypatch.setattr(deployment, "SOON_S", 0.0)
-        service.revive(order.append, ready=lambda: order.append("ready"))
-        service.process.wait()
-    assert order[0].startswith("the SuperNode ended with code 0 and is started again") and order[1:] == [
-        "ready"
-    ]
-    assert (tmp_path / "log").read_text() == "here\n" * 2
-
-
-def test_a_site_waits_for_its_server_and_says_why_once(tmp_path, monkeypatch):
-    answers = [RunError("nobody is there"), RunError("nobody is there"), RunError("not yet"), None]
-
-    def reach(folder):
-        if (found := answers.pop(0)) is not None:
-            raise found
-
-    monkeypatch.setattr(deployment.startup, "reach", reach)
-    said: list[str] = []
-    deployment.let_in_again(tmp_path, said.append, every_s=0.0)
-    assert said == ["nobody is there; waits for it", "not yet; waits for it"] and not answers
 
 
 def test_without_flower_the_extra_is_named(monkeypatch):

@@ -21,8 +21,6 @@ from seguro.federated.policy import Guarded, Policy
 from seguro.federated.simulate import simulate
 from seguro.federated.site import Site
 
-RUN = 16
-"""Pixels in a row that no message may hold."""
 ROUNDS = 2
 
 
@@ -61,32 +59,6 @@ def run(tmp_path_factory):
     return sites, folder
 
 
-def pieces(volume: np.ndarray) -> np.ndarray:
-    """Return every run of RUN pixels along any axis that is not constant, one per row."""
-    found = []
-    for axis in range(volume.ndim):
-        lines = np.moveaxis(volume, axis, -1)
-        if lines.shape[-1] >= RUN:
-            found.append(np.lib.stride_tricks.sliding_window_view(lines, RUN, axis=-1).reshape(-1, RUN))
-    every = np.concatenate(found)
-    return every[(every != every[:, :1]).any(axis=1)]
-
-
-def holds(data: bytes, runs: np.ndarray) -> bool:
-    """Return whether one of the rows of `runs` occurs in the bytes, at any offset."""
-    raw = np.ascontiguousarray(runs)
-    keys = {row.tobytes() for row in raw}
-    heads = np.unique(np.frombuffer(b"".join(k[:8] for k in keys), np.uint64))
-    size = raw.dtype.itemsize * RUN
-    for shift in range(8):
-        words = np.frombuffer(data[shift : len(data) - (len(data) - shift) % 8], np.uint64)
-        for place in np.flatnonzero(np.isin(words, heads)):
-            start = shift + 8 * int(place)
-            if data[start : start + size] in keys:
-                return True
-    return False
-
-
 def images(site: Site):
     """Yield the site's images and labels, as they lie on the disk and as training reads them."""
     for path in sorted(site.data.glob("*Tr/*.nii.gz")):
@@ -98,7 +70,7 @@ def images(site: Site):
 
 
 @pytest.mark.slow
-def test_no_row_of_an_image_or_a_mask_leaves(run):
+def test_no_row_of_an_image_or_a_mask_leaves(run, pixels):
     sites, _ = run
     looked = 0
     for site in sites.values():
@@ -109,22 +81,22 @@ def test_no_row_of_an_image_or_a_mask_leaves(run):
             )
             for kind in kinds:
                 with np.errstate(invalid="ignore"):
-                    runs = pieces(volume.astype(kind))
+                    runs = pixels.pieces(volume.astype(kind))
                 if len(runs):
                     looked += len(runs)
-                    assert not holds(sent, runs), (site.name, kind)
+                    assert not pixels.holds(sent, runs), (site.name, kind)
     assert looked > 5_000
 
 
 @pytest.mark.slow
-def test_a_row_that_does_leave_is_found(run):
+def test_a_row_that_does_leave_is_found(run, pixels):
     sites, _ = run
     site = sites["north"]
     volume = next(v for is_label, v in images(site) if not is_label).astype(np.float32)
-    row = np.ascontiguousarray(volume[0, 0] if volume.shape[-1] >= RUN else volume[:, 0, 0])
-    assert np.ptp(row[:RUN]) > 0
+    row = np.ascontiguousarray(volume[0, 0] if volume.shape[-1] >= pixels.run else volume[:, 0, 0])
+    assert np.ptp(row[: pixels.run]) > 0
     leak = to_bytes(Update("leaks", "north", 1, "train", {"w": row}))
-    assert holds(b"xyz" + leak, pieces(volume))
+    assert pixels.holds(b"xyz" + leak, pixels.pieces(volume))
 
 
 @pytest.mark.slow

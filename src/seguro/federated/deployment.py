@@ -49,7 +49,13 @@ START_S = 120.0
 STOP_S = 10.0
 """How long a service may take to end before it is killed."""
 SOON_S = 30.0
-"""A program that ends sooner after its start has a fault that a second start does not mend."""
+"""A program that ends so soon after its start, with a code above 0, has a fault that stays."""
+COUNTED = "[code: 2004]"
+"""In the last words of a SuperNode that may not start yet: for up to a minute the SuperLink takes one that
+was killed for still there, and lets no second one of its key in."""
+AGAIN_S = 3.0
+PATIENCE_S = 120.0
+"""How long a program that may start later is tried."""
 _LINES = 15
 _PR_SET_PDEATHSIG = 1
 
@@ -68,6 +74,8 @@ class Service:
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
     ) -> None:
         self.name, self.command, self.log, self.environment = name, command, log, environment
+        self.waits_since = 0.0
+        """When it was first found that it may start only later; 0 where it was not."""
 
     def __enter__(self) -> Service:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -97,22 +105,33 @@ class Service:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 
-    def revive(self, say: Say, *, ready: Callable[[], None] = lambda: None) -> None:
+    def revive(self, say: Say, *, ready: Callable[[], None] = lambda: None, later: str = "") -> None:
         """Start the program again if it is no longer there.
 
         Args:
             say: takes a line about it.
             ready: called before, and returns when the program can do its work.
+            later: in the last words of a program that may start later, and is tried for `PATIENCE_S`.
 
         Raises:
-            RunError: it ended soon after it was started, and would do so again.
+            RunError: it ended with a fault soon after it was started, and would do so again.
         """
         if self.process.poll() is None:
             return
-        if time.monotonic() - self.started < SOON_S:
+        now = time.monotonic()
+        soon, fault = now - self.started < SOON_S, self.process.returncode > 0
+        waiting = bool(later) and soon and fault and later in tail(self.log)
+        if waiting:
+            self.waits_since = self.waits_since or now
+        if soon and fault and not (waiting and now - self.waits_since < PATIENCE_S):
             self.check()
-        say(f"{self.name} ended with code {self.process.returncode} and is started again; see {self.log}")
+        if not waiting:
+            self.waits_since = 0.0
+            say(f"{self.name} ended with code {self.process.returncode} and is started again; see {self.log}")
+        elif self.waits_since == now:
+            say(f"{self.name} may not start yet and is tried again for {PATIENCE_S:g} s; see {self.log}")
         self._signal(signal.SIGKILL)
+        time.sleep(AGAIN_S if waiting else 0.0)
         ready()
         self.__enter__()
 
@@ -169,6 +188,8 @@ def serve(folder: Path, federation: Federation, out: Path, *, say: Say = lambda 
             "the SuperLink", startup.superlink_command(folder.resolve()), work / "superlink.log", environment
         )
         stack.enter_context(link).listening(start.superlink_port)
+        command = startup.executor_command(folder.resolve())
+        hands = stack.enter_context(Service("the executor", command, work / "executor.log", environment))
         for command in startup.register_commands(folder.resolve()):
             _done("registering a site's key", command, environment)
         say(f"registered the keys of {', '.join(start.sites)}")
@@ -181,7 +202,7 @@ def serve(folder: Path, federation: Federation, out: Path, *, say: Say = lambda 
             work / "run.log",
             environment,
         )
-        _watch(stack.enter_context(submit), (link, proxy), run / "rounds.jsonl", say)
+        _watch(stack.enter_context(submit), (link, hands, proxy), run / "rounds.jsonl", say)
     if not (run / "finished.json").exists():
         raise RunError(f"run {federation.run} did not finish; the same command goes on:\n{tail(submit.log)}")
     return run
@@ -237,14 +258,17 @@ def take_part(
         training = stack.enter_context(Service("the training", command, work / "training.log"))
         sidecar = Service("the sidecar", startup.proxy_command(folder), work / "haproxy.log")
         stack.enter_context(sidecar).listening(start.sidecar_port)
+        environment = startup.environment(work / "flower")
+        command = startup.executor_command(folder)
+        hands = stack.enter_context(Service("the executor", command, work / "executor.log", environment))
         command = startup.supernode_command(folder, {"socket": str(door)})
-        node = Service("the SuperNode", command, work / "supernode.log", startup.environment(work / "flower"))
-        stack.enter_context(node)
+        node = stack.enter_context(Service("the SuperNode", command, work / "supernode.log", environment))
         say(f"takes part; every message is in {out / 'federated' / 'audit.jsonl'}; Ctrl-C stops")
         while True:
             sidecar.check()
             training.revive(say)
-            node.revive(say, ready=lambda: let_in_again(folder, say))
+            hands.revive(say)
+            node.revive(say, ready=lambda: let_in_again(folder, say), later=COUNTED)
             time.sleep(1.0)
 
 

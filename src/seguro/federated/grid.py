@@ -28,7 +28,7 @@ TYPES: Mapping[Action, str] = {
 """Our actions as Flower's message types."""
 CLIENT_RAISED = 2
 """Flower's code for a client app that raised."""
-POLL_S = 0.5
+POLL_S = 0.2
 KEPT_ROUNDS = 3
 """For so many questions back, answers that come late are still fetched, to be named and dropped."""
 

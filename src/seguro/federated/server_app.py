@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from seguro.core.errors import ConfigError
 from seguro.core.settings import read_yaml
+from seguro.federated import waits
 from seguro.federated.grid import GridFleet
 from seguro.federated.rounds import Server
 from seguro.federated.strategies import Federation
@@ -22,6 +23,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that `federation` of the run's configuration names, in the folder `folder`."""
+    waits.of_server()
     path, folder = (Path(str(context.run_config[k])) for k in ("federation", "folder"))
     Server(read(path), folder, GridFleet(grid), say=log.warning).run()
 

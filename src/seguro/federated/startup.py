@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError
 from seguro.core.errors import ConfigError, RunError
 from seguro.core.files import read_json
 from seguro.core.types import Record
+from seguro.federated import executor
 from seguro.federated.certificates import valid_until
 
 FILE = "startup.json"
@@ -29,8 +30,6 @@ QUIET = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
 }
 """Flower's own switches: it tells nobody of its use, looks for no update and installs nothing at run time."""
-BRISK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
-"""How often Flower's own processes look for work on their machine, in seconds; by default once a second."""
 REACH_S = 10.0
 
 
@@ -71,7 +70,7 @@ def site_start(folder: Path) -> SiteStart:
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of Flower's processes: this one's, Flower quiet, its files below `home`."""
-    return {**os.environ, **QUIET, **BRISK, "FLWR_HOME": str(home), "PATH": _path()}
+    return {**os.environ, **QUIET, "FLWR_HOME": str(home), "PATH": _path()}
 
 
 def quiet() -> None:
@@ -88,6 +87,7 @@ def superlink_command(folder: Path) -> list[str]:
         *("--ssl-certfile", str(folder / "superlink.pem"), "--ssl-keyfile", str(folder / "superlink.key")),
         *("--ssl-ca-certfile", str(folder / "ca.pem")),
         *("--enable-supernode-auth", "--disable-runtime-dependency-installation"),
+        *("--isolation", "process"),  # its app is run by our executor
     ]
 
 
@@ -132,13 +132,23 @@ def supernode_command(folder: Path, settings: Mapping[str, str]) -> list[str]:
     for key, value in pairs.items():
         _plain(key, value)
     return [
-        _tool("flower-supernode", "federated"),
+        *(sys.executable, "-m", "seguro.federated.supernode"),
         *("--superlink", f"127.0.0.1:{start.sidecar_port}"),
         *("--root-certificates", str(folder / "ca.pem")),
         *("--auth-supernode-private-key", str(folder / "node.key")),
         *("--host", "127.0.0.1", "--port", str(start.runtime_port)),
+        *("--isolation", "process"),  # its apps are run by our executor
         *("--node-config", " ".join(f'{k}="{v}"' for k, v in pairs.items())),
     ]
+
+
+def executor_command(folder: Path) -> list[str]:
+    """Return the command of the executor, which runs the apps of the folder's SuperLink or SuperNode."""
+    raw = _raw(folder)
+    if isinstance(raw, dict) and "sites" in raw:
+        address = f"127.0.0.1:{server_start(folder).superlink_port}"
+        return executor.command("server", address, folder / "ca.pem")
+    return executor.command("site", f"127.0.0.1:{site_start(folder).runtime_port}")
 
 
 def proxy_command(folder: Path) -> list[str]:
