@@ -2,8 +2,10 @@
 
 Each job prepares its input and returns two functions, ours and the peer's, that do the same work on it. Both
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
-window, PFSeg, few-shot jobs and the lattice, wall time for the others). Peak memory is what a fresh
-process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they were.
+window, PFSeg, few-shot jobs and the lattice, wall time for the others; of a deployed round what goes beyond
+the slowest site's training, and apart from it the CPU time of all that carries it). Peak memory is what a
+fresh process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they
+were.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from timed import Job
 from timed.inference import few_shot, whole_volume, windows
-from timed.steps import episodes, federated, lattice, patch, startup
+from timed.steps import deployed, deployment, episodes, federated, lattice, patch, startup
 from timed.surface import surface_all, surface_hd95, surface_transform
 
 from seguro.core.files import write_json
@@ -43,7 +45,7 @@ class Row:
     peer_s: float | None
     ratio: float | None
     limit_s: float | None
-    peak_mb: float
+    peak_mb: float | None
     peer_peak_mb: float | None
     gflop: float | None
     peer_gflop: float | None
@@ -88,6 +90,12 @@ JOBS: dict[str, Job] = {
     "federated round without training, saved": Job(
         partial(federated, 0.0), clock=time.process_time, repeats=5
     ),
+    "deployed round without training": Job(
+        deployed, clock=lambda: deployment().beyond_training(), repeats=5, limit_s=5, memory=False
+    ),
+    "deployed round without training, processor": Job(
+        deployed, clock=lambda: deployment().processor_s(), repeats=5, memory=False
+    ),
     "lattice training step": Job(lattice, clock=time.process_time, least_ratio=3),
     **{
         f"lattice training step without {trick}": Job(
@@ -123,7 +131,7 @@ def measure(name: str) -> Row:
         None if peer_s is None else round(peer_s, 4),
         None if peer_s is None else round(peer_s / ours_s, 2),
         job.limit_s,
-        peak_mb(name, peer=False),
+        peak_mb(name, peer=False) if job.memory else None,
         peak_mb(name, peer=True) if pair.peer else None,
         pair.gflop,
         pair.peer_gflop,
@@ -164,8 +172,8 @@ def main() -> int:
         job = JOBS[name]
         print(
             f"{name:40} {row.ours_s:8.3f}s {row.peer_s or float('nan'):8.3f}s "
-            f"{row.ratio or float('nan'):6.1f} {row.peak_mb:7.0f} {row.peer_peak_mb or float('nan'):8.0f}  "
-            f"{row.peer or '-'}"
+            f"{row.ratio or float('nan'):6.1f} {row.peak_mb or float('nan'):7.0f} "
+            f"{row.peer_peak_mb or float('nan'):8.0f}  {row.peer or '-'}"
         )
         if (job.limit_s and row.ours_s > job.limit_s) or (
             job.least_ratio and (row.ratio or 0) < job.least_ratio
@@ -173,7 +181,7 @@ def main() -> int:
             late.append(
                 f"{name}: {row.ours_s} s, ratio {row.ratio}; asked {job.limit_s} s, ratio {job.least_ratio}"
             )
-        if job.most_memory and row.peak_mb > job.most_memory * (row.peer_peak_mb or 0):
+        if job.most_memory and (row.peak_mb or 0) > job.most_memory * (row.peer_peak_mb or 0):
             late.append(
                 f"{name}: {row.peak_mb} MB, peer {row.peer_peak_mb} MB; asked {job.most_memory} of the peer's"
             )

@@ -33,3 +33,5 @@ class Job:
     """The peer must take at least so many times longer."""
     most_memory: float | None = None
     """Ours may need so much of the peer's peak memory at most."""
+    memory: bool = True
+    """Whether the peak memory of this process says something; not where the work is that of others."""

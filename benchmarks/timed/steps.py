@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import sys
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from timed import Pair
+
+if TYPE_CHECKING:
+    from deployed_round import Deployed
 
 
 def patch() -> Pair:
@@ -120,6 +126,22 @@ def federated(save_every_s: float | None = None) -> Pair:
 
     one_round, n = rounds(save_every_s=save_every_s)
     return Pair(f"4 sites, {n / 1e6:.1f} M parameters", one_round)
+
+
+def deployed(n_sites: int = 4) -> Pair:
+    """One round of a deployment on this machine, all of it but the local training; see `deployment`."""
+    running = deployment(n_sites)
+    return Pair(f"{n_sites} sites, {running.parameters():.1f} M parameters, loopback", running.next_round)
+
+
+@cache
+def deployment(n_sites: int = 4) -> Deployed:
+    """Return the deployment that the jobs have in common; it ends with this process."""
+    from deployed_round import Deployed
+
+    running = Deployed(n_sites)
+    atexit.register(running.stop)
+    return running
 
 
 def startup() -> Pair:
