@@ -52,7 +52,7 @@ def test_other_stages_and_starts_are_refused(stage, method, tmp_path):
 
 @pytest.mark.slow
 def test_a_tiny_pipeline_takes_minutes_and_little_memory(tmp_path):
-    """Check 29: three sites, both phases, synthetic volumes and a prediction in 5 minutes and 3 GB.
+    """Check 29: a federation of three sites, both phases, volumes and a prediction in 5 minutes and 3 GB.
 
     Counted are processor seconds, which other work on the machine changes least; half of two cores' five
     minutes are allowed.
@@ -61,10 +61,12 @@ def test_a_tiny_pipeline_takes_minutes_and_little_memory(tmp_path):
         tmp_path / "data", n_labelled=12, n_test=2, shape=(6, 24, 28), sites=3, jitter=2, seed=2
     )
     work = tmp_path / "w"
-    common = ["--out", work, "--preset", "tiny", "--batch", 4, "--validations", 1, "--threads", 1]
+    tiny = ["--out", work, "--preset", "tiny", "--batch", 4]
+    common = [*tiny, "--validations", 1, "--threads", 1]
     runs = work / "runs"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seguro("train", data, "--method", "factory", "--dims", 2, "--updates", 20, "--name", "factory", *common)
+    rounds = ["--rounds", 2, "--updates", 10, "--name", "factory"]
+    seguro("federate", "simulate", data, "--method", "factory", *rounds, *tiny)
     start = ["adapt", data, "--from", runs / "factory", "--source", "site1"]
     seguro(*start, "--updates", 20, "--name", "source", *common)
     made = ["--domain", "site1", "--volumes", 2, "--steps", 3, "--beside", data, "--out", tmp_path / "both"]
