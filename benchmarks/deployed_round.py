@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROUNDS = 12
+ROUNDS = 40
 """More than are timed: one to warm up and the repeats of two jobs."""
 PATIENCE_S = 1800.0
 
