@@ -50,7 +50,8 @@ class Deployed:
         )
         text = (
             f"name: speed\nmethod: supervised\npreset: small\nrounds: {ROUNDS}\nupdates: 1\nbatch: 1\n"
-            f"settings: {{network_options: {{width: {width}}}}}\nstrategy: {{evaluate_every: {ROUNDS}}}\n"
+            f"settings: {{network_options: {{width: {width}}}, average: null}}\n"
+            f"strategy: {{evaluate_every: {ROUNDS}}}\n"
         )
         write_text(folder / "federation.yaml", text)
         command = [sys.executable, "-m", "seguro", "federate"]
@@ -59,6 +60,7 @@ class Deployed:
             phantom.write_msd(folder / name, n_labelled=2, n_test=0, seed=i)
             started.append([*command, "site", f"fed/sites/{name}", name])
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.seen = 0
         for k, words in enumerate(started):
             self._start(words, folder / f"{k}.log")
             if not k:
@@ -99,13 +101,14 @@ class Deployed:
         return [json.loads(line) for line in raw]
 
     def next_round(self) -> None:
-        """Return when one more round is finished."""
-        done = len(self.rounds())
-        self.until(lambda: len(self.rounds()) > done)
+        """Return when one more round is finished than when this returned last."""
+        self.until(lambda: len(self.rounds()) > self.seen)
+        self.seen = len(self.rounds())
 
     def beyond_training(self) -> float:
         """Return the seconds of all finished rounds less those that the slowest site of each worked."""
-        return sum(r["seconds"] - max(m["seconds"] for m in r["metrics"].values()) for r in self.rounds())
+        seen = self.rounds()[: self.seen]
+        return sum(r["seconds"] - max(m["seconds"] for m in r["metrics"].values()) for r in seen)
 
     def parameters(self) -> float:
         """Return the millions of parameters that travel."""
