@@ -52,9 +52,9 @@ SOON_S = 30.0
 """A program that ends so soon after its start, with a code above 0, has a fault that stays."""
 COUNTED = "[code: 2004]"
 """In the last words of a SuperNode that may not start yet: for up to a minute the SuperLink takes one that
-was killed for still there, and lets no second one of its key in."""
+was killed for still there, and lets no second one of its key in. A key that it does not know has the same."""
 AGAIN_S = 3.0
-PATIENCE_S = 120.0
+PATIENCE_S = 75.0
 """How long a program that may start later is tried."""
 _LINES = 15
 _PR_SET_PDEATHSIG = 1
@@ -129,7 +129,10 @@ class Service:
             self.waits_since = 0.0
             say(f"{self.name} ended with code {self.process.returncode} and is started again; see {self.log}")
         elif self.waits_since == now:
-            say(f"{self.name} may not start yet and is tried again for {PATIENCE_S:g} s; see {self.log}")
+            say(
+                f"{self.name} is not let in: the one before still counts as there, or its key is not "
+                f"registered; tried again for {PATIENCE_S:g} s; see {self.log}"
+            )
         self._signal(signal.SIGKILL)
         time.sleep(AGAIN_S if waiting else 0.0)
         ready()
