@@ -128,18 +128,18 @@ def federated(save_every_s: float | None = None) -> Pair:
     return Pair(f"4 sites, {n / 1e6:.1f} M parameters", one_round)
 
 
-def deployed(n_sites: int = 4) -> Pair:
+def deployed() -> Pair:
     """One round of a deployment on this machine, all of it but the local training; see `deployment`."""
-    running = deployment(n_sites)
-    return Pair(f"{n_sites} sites, {running.parameters():.1f} M parameters, loopback", running.next_round)
+    running = deployment()
+    return Pair(f"{running.n_sites} sites, {running.parameters():.1f} M parameters, loopback", running.next_round)
 
 
 @cache
-def deployment(n_sites: int = 4) -> Deployed:
+def deployment() -> Deployed:
     """Return the deployment that the jobs have in common; it ends with this process."""
     from deployed_round import Deployed
 
-    running = Deployed(n_sites)
+    running = Deployed()
     atexit.register(running.stop)
     return running
 
