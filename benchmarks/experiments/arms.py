@@ -3,7 +3,8 @@
 Reads NAME/experiment.yaml beside this file, runs check, plan, train, predict and evaluate for every arm
 and seed with the command line of seguro, and writes result.json and figure.svg beside it. What is finished is
 skipped, so a stopped experiment goes on; `--only ARM` and `--seed N` run a part (several processes may share
-the work) and `--collect` only gathers what is there.
+the work) and `--collect` only gathers what is there. The scores of every case stay in NAME/scores (kept.py):
+what was run in another workspace, or on another machine, is gathered too.
 
 experiment.yaml: `data` (folder under the data root), `check`, `plan` and `train` (options of these commands,
 as on the command line), `edit` (fields of plan.json), `seeds`, `cases`, `arms` (name: options of `train` on
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
 
 from seguro.core.files import read_json, write_json, write_text
@@ -44,6 +46,8 @@ from seguro.evaluation.statistics import BOOTSTRAPS, paired, summarize
 from seguro.report.figures import Dot, strip
 
 METRICS = ("dice", "hd95", "assd")
+OWN = ("cases", "folds", "scanners", "crop", "one_class", "vessels", "labels", "phases")
+"""Fields of an experiment, besides the common ones, that tell how its arms are made."""
 
 
 def seguro(*arguments: object) -> None:
@@ -230,34 +234,35 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
 
     Two arms are compared on the seeds that both have.
     """
-    scores: dict[str, dict[int, list[ScoreRow]]] = {}
-    minutes: dict[str, dict[int, float]] = {}
-    for setting, (name, kind) in settings(plan).items():
+    known = settings(plan)
+    recipes = {s: recipe(plan, plan["arms"][arm], *OWN) for s, (arm, _) in known.items()}
+    for setting, (arm, kind) in known.items():
         for seed in plan["seeds"]:
-            runs = list(runs_of(plan, workspace, name, seed))
+            runs = list(runs_of(plan, workspace, arm, seed))
             files = [predictions(plan, r, kind) / "scores" / "scores.csv" for r in runs]
             if all(f.exists() for f in files):
-                scores.setdefault(setting, {})[seed] = [row for f in files for row in read_csv(f)]
-                minutes.setdefault(name, {})[seed] = round(
-                    sum(read_json(r / "stage.json")["recorded"]["minutes"] for r in runs), 2
-                )
+                stages = [read_json(r / "stage.json")["recorded"] for r in runs]
+                minutes = round(sum(stage["minutes"] for stage in stages), 2)
+                told = {"minutes": minutes, "machine": stages[0]["machine"]}
+                rows = [row for f in files for row in read_csv(f)]
+                keep(folder, setting, seed, recipes[setting], rows, told)
+    found = kept(folder, recipes, dict.fromkeys(recipes, plan["seeds"]))
+    scores = {s: {seed: run.rows for seed, run in runs.items()} for s, runs in found.items()}
+    of_arm = {known[s][0]: [run.told["minutes"] for run in runs.values()] for s, runs in found.items()}
     if not scores:
         sys.exit(f"{workspace}: no arm is scored for any of the seeds {plan['seeds']}")
-    missing = [f"{n}, seed {s}" for n in settings(plan) for s in plan["seeds"] if s not in scores.get(n, {})]
+    missing = [f"{n}, seed {s}" for n in known for s in plan["seeds"] if s not in scores.get(n, {})]
     every = [(named(a, k), named(b, k)) for a, b in pairs_of(plan) for k in checkpoints(plan)]
     pairs = [
         (a, b, both) for a, b in every if (both := [s for s in scores.get(a, {}) if s in scores.get(b, {})])
     ]
     target = {n: {s: of_target(plan, rows) for s, rows in runs.items()} for n, runs in scores.items()}
-    first = next(iter(scores))
-    started = runs_of(plan, workspace, settings(plan)[first][0], next(iter(scores[first])))
-    stage = read_json(next(iter(started)) / "stage.json")
     result = {
         "command": f"python benchmarks/experiments/arms.py {folder.name}",
         "seed": list(plan["seeds"]),
         "versions": {p: version(p) for p in PACKAGES},
-        "machine": stage["recorded"]["machine"],
-        "minutes": {name: list(each.values()) for name, each in minutes.items()},
+        "machine": next(run.told["machine"] for runs in found.values() for run in runs.values()),
+        "minutes": of_arm,
         "not_run": missing,
         "rows": [row for name, runs in scores.items() for row in rows_of(plan, name, runs)],
         "pairs": [

@@ -2,8 +2,9 @@
 
 Reads NAME/experiment.yaml beside this file, makes the hospitals that it describes of one data set, trains
 and scores every arm with every seed, and writes result.json and figure.svg beside it. What is finished is
-skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--collect` only gathers what is there,
-and `--rehearse` runs everything at the size under `rehearsal` and writes the result into the work folder.
+skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--collect` only gathers what is there
+(runs of other workspaces and machines too, see kept.py), and `--rehearse` runs everything at the size under
+`rehearsal` and writes the result into the work folder.
 
 experiment.yaml: `data` (an MSD folder under the data root), `patients` (a CSV file id,patient beside the
 experiment's; without it every case is a patient), `test_every` (blocks of so many patients, by id, go to the
@@ -32,7 +33,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import version
@@ -53,6 +53,7 @@ from federated_scores import (
     stands_for,
     traffic,
 )
+from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
 
 from seguro.api import federation as api
@@ -60,7 +61,6 @@ from seguro.api.stages import plan as planned
 from seguro.core.files import write_json, write_text
 from seguro.core.settings import read_yaml, settings_from
 from seguro.core.stage import locked, machine
-from seguro.core.types import ScoreRow
 from seguro.data.planner import PlanOptions
 from seguro.evaluation.scores import read_csv
 from seguro.federated import message
@@ -70,6 +70,8 @@ from seguro.report.figures import strip
 KINDS = ("federated", "pooled", "isolated")
 OF_ALL = ("seeds", "preset", "network", "set", "batch", "rounds", "updates")
 """What the experiment says for all arms, and an arm may replace."""
+OWN = ("test_every", "worlds", "metrics", "patients", "limit")
+"""What an arm's recipe holds besides, with the common fields."""
 
 
 class Hostile(Site):
@@ -203,21 +205,24 @@ def compared(plan: Mapping[str, Any], scores: Mapping[str, Scores]) -> list[dict
 
 def collect(name: str, plan: Mapping[str, Any], work: Path, out: Path) -> None:
     """Write result.json and figure.svg of every setting and seed that is scored."""
-    scores: dict[str, dict[int, list[ScoreRow]]] = defaultdict(dict)
-    minutes: dict[str, list[float]] = defaultdict(list)
-    sent: dict[str, list[dict[str, float]]] = defaultdict(list)
-    known, missing = settings(plan, work), []
+    known = settings(plan, work)
+    made_by = {s: recipe(plan, arm_of(plan, arm), *OWN) for s, (arm, _) in known.items()}
+    seeds = {s: arm_of(plan, arm)["seeds"] for s, (arm, _) in known.items()}
     for setting, (arm, workspace) in known.items():
-        for seed in arm_of(plan, arm)["seeds"]:
+        for seed in seeds[setting]:
             run = workspace / "runs" / f"{arm}-seed{seed}"
             file = predictions(run, plan["arms"][arm]) / "scores" / "scores.csv"
-            if not file.exists():
-                missing.append(f"{setting}, seed {seed}")
-                continue
-            scores[setting][seed] = list(read_csv(file))
-            minutes[setting].append(minutes_of(run))
-            if plan["arms"][arm]["kind"] == "federated":
-                sent[setting].append(traffic(run))
+            if file.exists():
+                told: dict[str, Any] = {"minutes": minutes_of(run), "machine": machine()}
+                if plan["arms"][arm]["kind"] == "federated":
+                    told["sent"] = traffic(run)
+                keep(out, setting, seed, made_by[setting], read_csv(file), told)
+    found = kept(out, made_by, seeds)
+    scores = {s: {seed: run.rows for seed, run in runs.items()} for s, runs in found.items()}
+    missing = [f"{s}, seed {n}" for s in known for n in seeds[s] if n not in scores.get(s, {})]
+    minutes = {s: [run.told["minutes"] for run in runs.values()] for s, runs in found.items()}
+    every = {s: [r.told["sent"] for r in runs.values() if "sent" in r.told] for s, runs in found.items()}
+    sent = {s: runs for s, runs in every.items() if runs}
     if not scores:
         sys.exit(f"{work}: no arm is scored for any of its seeds")
     mean_sent = {s: {k: statistics.fmean(r[k] for r in runs) for k in runs[0]} for s, runs in sent.items()}
@@ -226,7 +231,7 @@ def collect(name: str, plan: Mapping[str, Any], work: Path, out: Path) -> None:
         "command": f"python benchmarks/experiments/federated.py {name}",
         "seed": sorted({s for runs in scores.values() for s in runs}),
         "versions": {p: version(p) for p in (*PACKAGES, "flwr")},
-        "machine": machine(),
+        "machine": next(run.told["machine"] for runs in found.values() for run in runs.values()),
         "minutes": minutes,
         "not_run": missing,
         "rows": [row for s, runs in scores.items() for row in rows_of(plan, s, known[s][0], runs)],

@@ -5,7 +5,8 @@ same grid, so there are two workspaces of one data set with the same folds. For 
 is trained, predicts and is evaluated; then `seguro bench pfseg` measures all systems of seed 0, with the
 two-stage cascade and the controls of guidance. Writes result.json and figure.svg beside the experiment. What
 is finished is skipped, so a stopped experiment goes on; `--only ARM` runs some arms, `--no-bench` leaves out
-the measurement and `--collect` only gathers what is there: the seeds of each arm that are scored.
+the measurement and `--collect` only gathers what is there: the seeds of each arm that are scored, those of
+other workspaces and machines too (kept.py).
 
 experiment.yaml: `data`, `check`, `plan`, `train` and `cases` as of `arms.py`; `merge` (name: classes of the
 MSD data set that count as one); `grid` (fields of plan.json in both workspaces) and `workspaces` (name:
@@ -29,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from arms import METRICS, dice_of, merged, options, over_seeds, planned, rows_of, seguro
+from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
 
 from seguro.core.files import read_json, write_json, write_text
@@ -133,19 +135,18 @@ def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
 
 def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     """Write result.json and figure.svg of the seeds of every arm that are scored."""
-    scores: dict[str, dict[int, list[ScoreRow]]] = {}
-    minutes: dict[str, list[float]] = {}
-    updates: dict[str, list[int]] = {}
-    machine = ""
-    for arm, told in plan["arms"].items():
-        runs = {s: run_of(work, folder.name, plan, arm, s) for s in told["seeds"]}
-        files = {s: scores_of(r, plan["cases"]) for s, r in runs.items()}
-        if found := {s: read_csv(f) for s, f in files.items() if f.exists()}:
-            scores[arm] = found
-            recorded = [read_json(runs[s] / "stage.json")["recorded"] for s in found]
-            minutes[arm] = [r["minutes"] for r in recorded]
-            updates[arm] = [r["updates"] for r in recorded]
-            machine = recorded[0]["machine"]
+    recipes = {
+        arm: recipe(plan, arm_of(plan, arm), "cases", "merge", "grid", "workspaces") for arm in plan["arms"]
+    }
+    for arm, own in plan["arms"].items():
+        for seed in own["seeds"]:
+            run = run_of(work, folder.name, plan, arm, seed)
+            if scores_of(run, plan["cases"]).exists():
+                recorded = read_json(run / "stage.json")["recorded"]
+                told = {k: recorded[k] for k in ("minutes", "updates", "machine")}
+                keep(folder, arm, seed, recipes[arm], read_csv(scores_of(run, plan["cases"])), told)
+    found = kept(folder, recipes, {arm: own["seeds"] for arm, own in plan["arms"].items()})
+    scores = {arm: {seed: run.rows for seed, run in runs.items()} for arm, runs in found.items()}
     if not scores:
         sys.exit(f"{work}: nothing is scored yet")
     missing = [
@@ -153,18 +154,23 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     ]
     pairs = compared(plan, scores)
     table = run_of(work, folder.name, plan, plan["bench"]["run"], 0) / "bench" / "bench.json"
+    bench = read_json(table) if table.exists() else None
+    if bench is None and (folder / "result.json").exists():
+        bench = read_json(folder / "result.json")["bench"]  # measured in another workspace
     result = {
         "command": f"python benchmarks/experiments/pfseg_systems.py {folder.name}",
         "seed": {arm: list(runs) for arm, runs in scores.items()},
         "versions": {p: version(p) for p in PACKAGES},
-        "machine": machine,
-        "minutes": minutes,
-        "updates": updates,
+        "machine": next(run.told["machine"] for runs in found.values() for run in runs.values()),
+        **{
+            k: {arm: [run.told[k] for run in runs.values()] for arm, runs in found.items()}
+            for k in ("minutes", "updates")
+        },
         "not_run": missing,
         "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs)],
         "pairs": pairs,
         "margins": margins(plan, pairs),
-        "bench": read_json(table) if table.exists() else None,
+        "bench": bench,
     }
     write_json(folder / "result.json", result)
     dots = [(arm, dice_of(over_seeds(list(runs.values())))) for arm, runs in scores.items()]

@@ -131,7 +131,9 @@ def federated(save_every_s: float | None = None) -> Pair:
 def deployed() -> Pair:
     """One round of a deployment on this machine, all of it but the local training; see `deployment`."""
     running = deployment()
-    return Pair(f"{running.n_sites} sites, {running.parameters():.1f} M parameters, loopback", running.next_round)
+    return Pair(
+        f"{running.n_sites} sites, {running.parameters():.1f} M parameters, loopback", running.next_round
+    )
 
 
 @cache

@@ -387,4 +387,11 @@ def test_an_experiment_runs_to_its_end_and_goes_on(scripts, monkeypatch, tmp_pat
     (runs / "fed-seed0" / "predictions" / "test" / "scores" / "scores.csv").unlink()
     monkeypatch.setattr("sys.argv", [*words, "--collect"])
     assert federated.main() == 0
-    assert read_json(tmp_path / "work" / "x-rehearsal" / "result.json")["not_run"] == ["fed, seed 0"]
+    again = read_json(tmp_path / "work" / "x-rehearsal" / "result.json")
+    assert again == result  # the scores are kept beside it
+    other = {**plan, "test_every": plan["test_every"] + 1}
+    (tmp_path / "x" / "experiment.yaml").write_text(yaml.safe_dump(other))
+    (tmp_path / "work" / "x-rehearsal" / "w.seguro").rename(tmp_path / "gone")
+    assert federated.main() == 0
+    left_out = read_json(tmp_path / "work" / "x-rehearsal" / "result.json")["not_run"]
+    assert left_out == ["fed, seed 0", "int8, seed 0", "pooled, seed 0"]  # those alone are still scored

@@ -209,6 +209,23 @@ def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch)
     assert margin["difference"] == pytest.approx(0.3)
 
 
+def test_what_another_machine_ran_is_collected_too_unless_the_recipe_changed(systems, tmp_path, capsys):
+    name = "pfseg_chaos_small"
+    plan, folder = PLANS[name], tmp_path / name
+    folder.mkdir()
+    for work, arm in (("one", "low"), ("other", "us")):
+        run = systems.run_of(tmp_path / work, name, plan, arm, 0)
+        write_csv(systems.scores_of(run, "test"), [ScoreRow("c", "c", "", "liver", "dice", 0.5, "")])
+        write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 250, "machine": work}})
+        systems.collect(folder, plan, tmp_path / work)
+    found = read_json(folder / "result.json")
+    assert found["seed"] == {"low": [0], "us": [0]} and found["minutes"] == {"low": [1.0], "us": [1.0]}
+    changed = {**plan, "arms": {**plan["arms"], "us": {**plan["arms"]["us"], "set": ["width=9"]}}}
+    systems.collect(folder, changed, tmp_path / "one")
+    assert read_json(folder / "result.json")["seed"] == {"low": [0]}
+    assert "us-seed0.csv is of another recipe" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("limit", "difference", "kept"),
     [
