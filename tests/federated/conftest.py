@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +39,20 @@ def tiny_federation(sites: Iterable[str], *, method: str = "supervised", **more:
 def federation() -> Callable[..., Federation]:
     """`tiny_federation`, for tests."""
     return tiny_federation
+
+
+@pytest.fixture(scope="session")
+def free_ports() -> Callable[[int], list[int]]:
+    """Returns that many ports of this machine that nothing listens on."""
+
+    def found(n: int) -> list[int]:
+        with ExitStack() as held:
+            sockets = [held.enter_context(socket.socket()) for _ in range(n)]
+            for s in sockets:
+                s.bind(("127.0.0.1", 0))
+            return [s.getsockname()[1] for s in sockets]
+
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -42,16 +41,6 @@ def blocks() -> list[tuple[str, str, str]]:
     return [(m[1], m[2], m[3]) for m in BLOCK.finditer(PAGE.read_text())]
 
 
-def free_ports(n: int) -> list[str]:
-    held = [socket.socket() for _ in range(n)]
-    for s in held:
-        s.bind(("127.0.0.1", 0))
-    ports = [str(s.getsockname()[1]) for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
 WATCH = """
 import os, sys
 LOG = os.open(os.environ["CONNECT_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -79,9 +68,9 @@ def busy() -> float:
 class Reader:
     """Does what the page says, in a folder."""
 
-    def __init__(self, folder: Path, prefix: list[str]) -> None:
+    def __init__(self, folder: Path, prefix: list[str], ports: list[int]) -> None:
         self.folder, self.prefix = folder, prefix
-        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(PORTS, map(str, ports), strict=True))
         self.server: subprocess.Popen | None = None
         self.sites: list[subprocess.Popen] = []
         self.said: dict[str, str] = {}
@@ -145,7 +134,7 @@ class Reader:
         assert self.server.wait(1500) == 0, "\n".join(tail(p) for p in self.folder.glob("step-*.log"))
         for process in self.sites:
             os.killpg(process.pid, signal.SIGINT)
-        assert [p.wait(120) for p in self.sites] == [0, 0, 0]
+        assert [p.wait(120 * self.busy) for p in self.sites] == [0, 0, 0]
         self.sites = []
 
     def stop(self) -> None:
@@ -179,7 +168,7 @@ def lonely():
 
 
 @pytest.fixture(scope="module")
-def read(tmp_path_factory, lonely):
+def read(tmp_path_factory, lonely, free_ports):
     if shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         pytest.skip("haproxy is not installed (apt-get install haproxy)")
     folder = tmp_path_factory.mktemp("page")
@@ -189,7 +178,7 @@ def read(tmp_path_factory, lonely):
             path.rename(path.with_name(f"{PATIENT}-{k}-{path.name}"))
         text = (data / "dataset.json").read_text()
         (data / "dataset.json").write_text(text.replace("Tr/", f"Tr/{PATIENT}-{k}-"))
-    reader = Reader(folder, lonely)
+    reader = Reader(folder, lonely, free_ports(len(PORTS)))
     try:
         for number, block in enumerate(blocks()):
             reader.step(number, *block)
@@ -377,10 +366,10 @@ def test_a_federation_file_is_read_and_misspelled_keys_are_named(tmp_path):
         options_in(path)
 
 
-def test_a_site_that_the_server_refuses_does_not_start(tmp_path):
+def test_a_site_that_the_server_refuses_does_not_start(tmp_path, free_ports):
     from seguro.federated.provision import Project, provision
 
-    port = int(free_ports(1)[0])
+    (port,) = free_ports(1)
     provision(Project(name="x", server="127.0.0.1", port=port, sites=["a"]), tmp_path / "fed")
     with pytest.raises(RunError, match="cannot be reached"):
         deployment.take_part(tmp_path / "fed/sites/a", tmp_path, tmp_path / "w")

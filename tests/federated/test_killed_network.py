@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -37,16 +36,6 @@ SILENCE_S = 15.0
 AGREE = 1e-6
 
 
-def free_ports(n: int) -> list[int]:
-    held = [socket.socket() for _ in range(n)]
-    for s in held:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
 def children(pid: int) -> Iterator[int]:
     """Yield everything that `pid` started, the youngest first."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -72,9 +61,8 @@ def busy() -> float:
 class Network:
     """A server and two sites as their commands start them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ports: list[int]) -> None:
         self.folder = folder
-        ports = free_ports(6)
         sites = {
             name: {"sidecar_port": ports[2 + 2 * k], "runtime_port": ports[3 + 2 * k]}
             for k, name in enumerate(SITES)
@@ -135,8 +123,8 @@ class Network:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory):
-    made = Network(tmp_path_factory.mktemp("killed"))
+def network(tmp_path_factory, free_ports):
+    made = Network(tmp_path_factory.mktemp("killed"), free_ports(6))
     try:
         yield made
     finally:

@@ -31,12 +31,6 @@ pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installe
 NOW = datetime.now(UTC)
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class Link(http.server.BaseHTTPRequestHandler):
     """Answers every call with its path, as the SuperLink would answer only its own."""
 
@@ -67,8 +61,7 @@ def wait_for(port: int) -> None:
 class Federation:
     """A provisioned federation of two sites whose server and first sidecar run."""
 
-    def __init__(self, folder: Path) -> None:
-        ports = [free_port() for _ in range(4)]
+    def __init__(self, folder: Path, ports: list[int]) -> None:
         self.project = Project(
             name="liver",
             server="127.0.0.1",
@@ -121,8 +114,8 @@ class Federation:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    federation = Federation(tmp_path_factory.mktemp("proxy") / "fed")
+def running(tmp_path_factory, free_ports):
+    federation = Federation(tmp_path_factory.mktemp("proxy") / "fed", free_ports(4))
     yield federation
     federation.stop()
 
@@ -251,11 +244,12 @@ def test_a_large_message_passes(running):
     assert got > size
 
 
-def test_reach_says_that_all_is_well_or_why_not(running, tmp_path):
+def test_reach_says_that_all_is_well_or_why_not(running, tmp_path, free_ports):
     startup.reach(running.folder / "sites/north")
     folder = tmp_path / "north"
     shutil.copytree(running.folder / "sites/north", folder)
-    write_json(folder / "startup.json", startup.site_start(folder).model_dump() | {"port": free_port()})
+    (port,) = free_ports(1)
+    write_json(folder / "startup.json", startup.site_start(folder).model_dump() | {"port": port})
     with pytest.raises(RunError, match="cannot be reached"):
         startup.reach(folder)
 
@@ -290,9 +284,9 @@ def test_reach_names_the_fault_within_seconds(running, tmp_path, harm, said):
 
 
 @pytest.mark.slow
-def test_without_a_superlink_the_proxy_says_so(tmp_path):
-    port = free_port()
-    project = Project(name="x", server="127.0.0.1", port=port, superlink_port=free_port(), sites=["a"])
+def test_without_a_superlink_the_proxy_says_so(tmp_path, free_ports):
+    port, link = free_ports(2)
+    project = Project(name="x", server="127.0.0.1", port=port, superlink_port=link, sites=["a"])
     provision(project, tmp_path / "fed")
     process = subprocess.Popen(startup.proxy_command(tmp_path / "fed/server"), stdout=subprocess.DEVNULL)
     try:
@@ -384,12 +378,12 @@ def hospital():
 
 
 @pytest.fixture(scope="module")
-def outside(tmp_path_factory):
+def outside(tmp_path_factory, free_ports):
     """What is seen of the server from another network, by what was tried."""
     folder = tmp_path_factory.mktemp("outside") / "fed"
     with contextlib.ExitStack() as stack:
         inside = stack.enter_context(hospital())
-        ports = free_port(), free_port()
+        ports = free_ports(2)
         project = Project(
             name="x", server="10.231.77.1", port=ports[0], superlink_port=ports[1], sites=["a", "b"]
         )

@@ -26,18 +26,8 @@ pytestmark = [
 ]
 
 
-def free_ports(n: int) -> list[int]:
-    held = [socket.socket() for _ in range(n)]
-    for s in held:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in held]
-    for s in held:
-        s.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, free_ports):
     """The folder of a federation whose SuperLink and proxy run; no key is registered."""
     folder = tmp_path_factory.mktemp("refused") / "fed"
     ports = free_ports(4)

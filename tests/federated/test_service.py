@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,12 +15,6 @@ import pytest
 from seguro.core.errors import RunError
 from seguro.federated import deployment, executor
 from seguro.federated.deployment import Service
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def test_a_service_takes_what_it_started_along(tmp_path):
@@ -87,12 +80,12 @@ def test_a_service_that_ends_is_told_with_its_last_words(tmp_path):
             service.check()
 
 
-def test_a_service_that_does_not_listen_is_told(tmp_path):
+def test_a_service_that_does_not_listen_is_told(tmp_path, free_ports):
     with (
         Service("x", ["sleep", "60"], tmp_path / "log") as service,
         pytest.raises(RunError, match="does not listen"),
     ):
-        service.listening(free_port(), timeout_s=0.5)
+        service.listening(*free_ports(1), timeout_s=0.5)
 
 
 def test_a_program_is_started_again_only_when_it_can_do_its_work(tmp_path, monkeypatch):

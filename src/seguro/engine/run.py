@@ -109,8 +109,9 @@ class LoopRun:
         for name in chosen:
             self.runtime.mean_gradients(parameters[name])
         gradients = [p.grad for name in chosen for p in parameters[name] if p.grad is not None]
-        for g in gradients:
-            g /= self.scale
+        if self.scale != 1:
+            for g in gradients:
+                g /= self.scale
         good = finite(gradients)
         if good:
             for name in chosen:
