@@ -14,7 +14,7 @@ from typing import Any
 from seguro.core.files import read_json, write_text
 
 ROOT = Path(__file__).parents[1]
-SHOWN = ("dice", "hd95", "assd", "nsd")
+SHOWN = ("dice", "hd95", "assd", "nsd", "ece")
 MEAN = "mean"
 """The pseudo-class of the mean over classes."""
 WORST = "worst"

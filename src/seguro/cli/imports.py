@@ -88,7 +88,7 @@ def imports(
         finish(text, result={"name": name, "source": str(source)}, as_json=as_json)
         return
     found = bring(source, out, **chosen)
-    what = "training cases" if found.next == "train" else "images"
+    what = "images" if found.next == "check" else "training cases"
     text.print(f"{found.n_cases} {what} in {found.folder}", markup=False)
     finish(
         text,

@@ -21,6 +21,13 @@ def plan(
     full_resolution: Annotated[
         bool, typer.Option("--full-resolution", help="Never coarser voxels than the data's.")
     ] = False,
+    spacing: Annotated[
+        str | None, typer.Option(help="Voxel size z,y,x in the data's unit, e.g. 10,1.5,1.5; from the data.")
+    ] = None,
+    patch: Annotated[
+        str | None, typer.Option(help="Voxels of a patch, y,x or z,y,x, e.g. 256,256; from --memory.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Patches of one step; from --memory.")] = None,
     recipe: Annotated[str | None, typer.Option(help=RECIPE)] = None,
     window: Annotated[str | None, typer.Option(help=WINDOW)] = None,
     slices: Annotated[str | None, typer.Option(help=SLICES)] = None,
@@ -41,7 +48,7 @@ def plan(
 
     from seguro import api
     from seguro.cli.progress import counting
-    from seguro.cli.train import plan_options_for
+    from seguro.cli.train import numbers, plan_options_for
 
     out_console = console(as_json)
     workspace = api.workspace_of(data, out)
@@ -59,6 +66,9 @@ def plan(
         memory=memory,
         dims=dims,
         full_resolution=full_resolution,
+        spacing=numbers(spacing, "--spacing", float, (3,)),
+        patch=numbers(patch, "--patch", int, (2, 3)),
+        batch=batch,
         recipe=recipe,
         window=window,
         slices=slices,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
+Number = TypeVar("Number", int, float)
 RECIPE = "Rules of patch and strides: seguro, or rog (3-D, as published)."
 WINDOW = "CT window in Hounsfield units: LEVEL,WIDTH, or covid, lung, abdomen, brain, bone."
 SLICES = "Of a 2-D plan: axial, coronal or sagittal; the data decide by default."
@@ -149,6 +151,9 @@ def plan_options_for(
     window: str | None = None,
     slices: str | None = None,
     folds: int | None = None,
+    spacing: Sequence[float] | None = None,
+    patch: Sequence[int] | None = None,
+    batch: int | None = None,
 ) -> Any:
     """Return the plan's options that were given; a first plan for a GPU is given 8 GiB."""
     from seguro.core.errors import ConfigError
@@ -170,8 +175,33 @@ def plan_options_for(
         "window": None if window is None else parse_window(window),
         "slices": slices,
         "folds": folds,
+        "spacing": spacing,
+        "patch": patch,
+        "batch": batch,
     }
     return PlanOptions.model_validate({k: v for k, v in given.items() if v is not None})
+
+
+def numbers(
+    text: str | None, option: str, kind: Callable[[str], Number], counts: Sequence[int]
+) -> tuple[Number, ...] | None:
+    """Return the numbers of an option like `--spacing 10,1.5,1.5`, one per axis.
+
+    Raises:
+        ConfigError: not as many positive numbers as one of `counts`.
+    """
+    from seguro.core.errors import ConfigError
+
+    if text is None:
+        return None
+    try:
+        found = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) not in counts or not all(0 < n < float("inf") for n in found):
+        many = " or ".join(map(str, counts))
+        raise ConfigError(f"{option} {text}: expected {many} positive numbers with commas, one per axis")
+    return found
 
 
 def gpu_for(device: str) -> bool:

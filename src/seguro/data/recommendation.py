@@ -46,7 +46,7 @@ def recommend(manifest: Manifest, data: str) -> Recommendation:
         why = f"{n} labelled scans from {sites} sites: train so that data may stay where they are"
         return _named("federate", why, data)
     if patients < FEW and m >= n:
-        why = f"{n} labelled scans of {patients} patients and {m} unlabelled: the unlabelled ones help"
+        why = f"{n} labelled scans of {patients} patients and {m} unlabelled: the unlabelled ones may help"
         return _named("roam", why, data)
     if voxels >= LARGE and min(np.median([c.shape for c in manifest.cases], axis=0)) > 1:
         why = f"volumes of {voxels / 1e6:.0f} million voxels: train on whole volumes, without patches"

@@ -54,6 +54,7 @@ def test_regions_and_four_modalities(tmp_path, names, largest):
     source = write_brats(tmp_path / "in", names=names, largest=largest)
     found = brats.bring(source, tmp_path / "out", regions=True, as_scanned=True, split="5-fold")
     assert found.n_cases == 5
+    assert not found.options and not any("preset paper" in note for note in found.notes)
     facts = read_json(tmp_path / "out" / "dataset.json")
     assert list(facts["channel_names"].values()) == ["T1", "T1C", "T2", "FLAIR"]
     core = [1, 3, 4] if largest == 4 else [1, 3]
@@ -71,10 +72,14 @@ def test_regions_and_four_modalities(tmp_path, names, largest):
     assert np.array_equal(mine.get_fdata(), theirs.get_fdata()) and np.array_equal(mine.affine, theirs.affine)
 
 
-def test_the_published_task_keeps_t2_and_one_class(tmp_path, monkeypatch):
-    monkeypatch.setattr("seguro.data.importers.pfseg_grid.PLANE", 6)
-    monkeypatch.setattr("seguro.data.importers.pfseg_grid.SIZE", (4, 6, 6))
-    monkeypatch.setattr("seguro.data.importers.pfseg_grid.PLANES", 4)
+@pytest.fixture
+def small_grid(monkeypatch):
+    """The published grid, 4 x 6 x 6 voxels of it."""
+    for name, value in {"PLANE": 6, "SIZE": (4, 6, 6), "PLANES": 4}.items():
+        monkeypatch.setattr(f"seguro.data.importers.pfseg_grid.{name}", value)
+
+
+def test_the_published_task_keeps_t2_and_one_class(tmp_path, small_grid):
     found = brats.bring(write_brats(tmp_path / "in"), tmp_path / "out")
     assert found.n_cases == 4
     assert found.options == ("--method", "pfseg", "--preset", "paper", "--batch", "1")
@@ -139,7 +144,9 @@ def test_the_two_real_cases(real_data, tmp_path):
         brats.bring(real_data / "brats2015", tmp_path / "out")
 
 
-def test_livers(tmp_path):
+@pytest.fixture
+def livers(tmp_path) -> Path:
+    """Five livers of 6 x 10 x 8 voxels with a tumor, in (2, 1, 1) mm."""
     label = np.zeros((6, 10, 8), np.uint8)
     label[2:4, 3:6, 3:6] = 1
     label[3, 4, 4] = 2
@@ -147,15 +154,40 @@ def test_livers(tmp_path):
     for i in range(5):
         write_nifti(tmp_path / "in" / "imagesTr" / f"liver_{i}.nii.gz", image, spacing=(2, 1, 1))
         write_nifti(tmp_path / "in" / "labelsTr" / f"liver_{i}.nii.gz", label, spacing=(2, 1, 1))
-    found = liver.bring(tmp_path / "in", tmp_path / "out", as_scanned=True, split="6/2/2")
+    return tmp_path / "in"
+
+
+def test_livers_as_scanned(tmp_path, livers):
+    found = liver.bring(livers, tmp_path / "out", as_scanned=True, split="6/2/2")
     assert found.n_cases == 4
+    assert not found.options and not any("preset paper" in note for note in found.notes)
     assert len(read_json(tmp_path / "out" / "splits_final.json")) == 1
     kept = nib.load(tmp_path / "out" / "labelsTr" / "liver_0.nii.gz").get_fdata()
-    assert kept.sum() == (label > 0).sum() and kept.max() == 1
-    array, mask, spacing = published(
-        image[None], label, Grid((6, 10, 8), affine((64, 32, 40))), "c", isotropic=1.5
-    )
-    assert array.shape[1:] == mask.shape == SIZE and spacing == pytest.approx((256 * 1.5 / 128, 1.5, 1.5))
-    (tmp_path / "in" / "labelsTr" / "liver_3.nii.gz").unlink()
+    assert kept.sum() == 2 * 3 * 3 and kept.max() == 1
+    (livers / "labelsTr" / "liver_3.nii.gz").unlink()
     with pytest.raises(DataError, match="first liver_3, without label"):
-        liver.bring(tmp_path / "in", tmp_path / "again")
+        liver.bring(livers, tmp_path / "again")
+
+
+def test_livers_on_the_published_grid(tmp_path, livers, small_grid, monkeypatch):
+    """Unless told otherwise: isotropic voxels, the middle of the plane, the slices interpolated."""
+    monkeypatch.setattr(liver, "VOXEL_MM", 1.0)
+    found = liver.bring(livers, tmp_path / "out")
+    assert found.options == ("--method", "pfseg", "--preset", "paper", "--batch", "1")
+    assert "without a GPU takes preset small" in found.notes[-1]
+    image = nib.load(tmp_path / "out" / "imagesTr" / "liver_0.nii.gz")
+    label = nib.load(tmp_path / "out" / "labelsTr" / "liver_0.nii.gz")
+    assert image.shape == label.shape == (6, 6, 4)
+    assert image.header.get_zooms() == pytest.approx((1, 1, 12 / 4))  # 6 slices of 2 mm on 4
+    assert image.get_fdata().min() == 0 and image.get_fdata().max() == 1
+    assert set(np.unique(label.get_fdata())) == {0, 1}  # the tumor is liver
+    assert len(list((tmp_path / "out" / "imagesTs").iterdir())) == 1
+    facts = read_json(tmp_path / "out" / "dataset.json")
+    assert facts["labels"] == {"0": "background", "1": "liver"}
+
+
+def test_the_published_grid_of_a_liver(tmp_path):
+    image, label = np.random.default_rng(0).random((6, 10, 8)).astype(np.float32), np.zeros((6, 10, 8))
+    grid = Grid((6, 10, 8), affine((64, 32, 40)))
+    array, mask, spacing = published(image[None], label, grid, "c", isotropic=1.5)
+    assert array.shape[1:] == mask.shape == SIZE and spacing == pytest.approx((256 * 1.5 / 128, 1.5, 1.5))

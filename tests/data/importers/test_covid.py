@@ -14,6 +14,7 @@ from seguro.core.errors import DataError
 from seguro.data import check, phantom
 from seguro.data.formats import read_image, read_label
 from seguro.data.importers import importer
+from seguro.data.importers.covid import _lowered
 from seguro.data.planner import PlanOptions
 
 N = 15
@@ -157,3 +158,9 @@ def test_what_does_not_fit_is_named(numpy_files, tmp_path):
     (numpy_files / "masks_medseg.npy").unlink()
     with pytest.raises(DataError, match="no mask files"):
         importer("covid")(numpy_files, tmp_path / "out")
+
+
+def test_slices_larger_than_the_published_ones_are_lowered():
+    assert _lowered((256, 200)) == ()
+    assert _lowered((512, 512)) == ("--spacing", "1,2,2", "--patch", "256,256")
+    assert _lowered((630, 256)) == ("--spacing", "1,2.46094,1", "--patch", "256,256")

@@ -70,7 +70,7 @@ def test_a_folder_of_pairs_becomes_a_data_set(source, tmp_path, capsys):
     out = tmp_path / "MALC"
     assert main(["import", "malc", str(source), "--out", str(out), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["n_cases"] == 3 and said["options"] == ["--dims", "2", "--slices", "coronal"]
+    assert said["n_cases"] == 3 and said["options"] == list(malc.PLAN)
     report = check.check(out, tmp_path / "w")
     assert not report.errors
     classes = report.manifest.classes
@@ -95,11 +95,12 @@ def test_images_to_0_1_are_used_as_such(source, tmp_path, capsys):
     assert np.array_equal(image.grid.affine, whole.grid.affine)
     expected = (whole.array - whole.array.min()) / np.ptp(whole.array)
     assert np.abs(image.array - expected).max() < 1e-6  # float32
-    command = ["plan", str(out), "--out", str(tmp_path / "w"), "--memory", "0.01", "--json", "--dims", "2"]
+    command = ["plan", str(out), "--out", str(tmp_path / "w"), "--memory", "0.01", "--json"]
     capsys.readouterr()
-    assert main([*command, "--slices", "coronal"]) == 0
+    assert main([*command, *malc.PLAN]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["channels"][0]["scheme"] == "none" and plan["slice_axis"] == 1
+    assert (plan["spacing"], plan["patch"]) == ([1, 1, 1], [256, 256])
     assert main(["import", "msd", str(source), "--min-max"]) == 1
 
 

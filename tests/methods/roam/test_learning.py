@@ -165,5 +165,5 @@ def test_with_augmentation_roam_is_at_most_3_points_below_supervised():
 
 @pytest.mark.slow
 def test_on_labels_alone_roam_is_at_most_2_points_below_supervised():
-    """Measured with the first two seeds: 1.8 and 0.9 points above."""
+    """Measured with the first two of the seeds: 1.8 and 0.9 points above."""
     assert gain("roam on labels alone", "supervised of 8") >= -2

@@ -19,6 +19,7 @@ from seguro.engine.run import LoopRun
 from seguro.engine.runtime import Runtime
 from seguro.methods.roam.config import PRESETS, RoamConfig
 from seguro.methods.roam.method import Roam
+from seguro.methods.roam.targets import guess
 from seguro.methods.streams import Shares, TwoStream
 from seguro.networks import build
 from seguro.networks.mixing import MixPlan
@@ -66,7 +67,7 @@ def test_the_paper_is_the_default_and_all_presets_are_valid():
     for name, options in PRESETS.items():
         config = RoamConfig.model_validate(options)
         Roam(RoamConfig.model_validate({**options, **SMALL}), PLAN, build)
-        paper = name.startswith(("paper", "released"))
+        paper = name.startswith(("paper", "released", "mixmatch"))
         extras = (config.guesses, config.teacher, config.confidence, config.mixing, config.dice_weight)
         assert (extras == (1, False, 0.0, "linear", 0.0)) == paper, name
         assert (config.augment.p_spatial == 0 and config.skips == "official") == paper
@@ -168,14 +169,48 @@ def test_fitted_by_voxel_every_voxel_of_a_group_weighs_the_same(mixing):
         assert loss.item() == pytest.approx(sum(pairs).item() / 4, rel=1e-5)
 
 
-def test_a_step_without_gradients_shrinks_every_parameter():
-    method, run = made(decay="paper")
+def test_an_update_that_learns_nothing_shrinks_every_parameter():
+    method, run = made(decay="paper", learning_rate=1e-12)
     before = weights(method)
-    for parameter in method.modules.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    if run.step("main"):
-        method._shrink()
-    assert torch.allclose(weights(method), before * (1 - 4e-5), rtol=1e-7, atol=0)
+    method.update(batch(), run)
+    assert torch.allclose(weights(method), before * (1 - 4e-5), rtol=2e-7, atol=1e-11)
+
+
+def test_a_part_of_the_updates_mixes():
+    method, run = made(p_mix=0.5)
+    unmixed = 0
+    for run.update in range(400):
+        unmixed += method.mix_plan(batch().image, run) is None
+    assert 140 < unmixed < 260  # 200 +- 6 standard deviations
+
+
+def test_only_unlabelled_samples_are_trained_on_their_strong_view():
+    method, _ = made(strong={"p_intensity": 1.0})
+    data = batch(views=2)
+    labelled = data.labelled > 0
+    image = method._trained_on(data, labelled)
+    assert torch.equal(image[labelled], data.image[labelled])
+    assert torch.equal(image[~labelled], data.views[~labelled, -1])
+
+
+def test_the_network_guesses_until_the_teacher_takes_over_in_evaluation_mode(monkeypatch):
+    method, run = made(average=0.5, teacher=True, teacher_after=0.5)
+    asked = []
+
+    def noting(network, views, classes):
+        asked.append((network, network.training))
+        return guess(network, views, classes)
+
+    monkeypatch.setattr("seguro.methods.roam.method.guess", noting)
+    for run.update in (4, 5):
+        method.update(batch(), run)
+    assert asked == [(method.modules["network"], True), (run.averaged["network"], False)]
+
+
+def test_skips_are_mixed_wherever_a_network_names_them():
+    for network, skips in (("unet", "all"), ("lattice", "official")):
+        method, run = made(network=network, skips="auto", layers=(2,))
+        assert method.skips == method.mix_plan(batch().image, run).skips == skips
 
 
 def test_partners_stay_in_their_group_and_ranks_draw_the_same():

@@ -86,12 +86,12 @@ def test_presets_train(flat_folder, tmp_path, preset):
         ),
         pytest.param(
             "lattice",
-            {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"], "skips": "official"},
+            {"network_options": {"width": 4}, "layers": ["I", 3, "L1d1", "L"]},
             marks=pytest.mark.slow,
         ),
         (
             "monai:SegResNet",
-            {"network_options": {"init_filters": 8}, "layers": ["I", "convInit", "L"], "skips": "official"},
+            {"network_options": {"init_filters": 8}, "layers": ["I", "convInit", "L"]},
         ),
     ],
 )

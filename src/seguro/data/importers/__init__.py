@@ -48,7 +48,7 @@ class Imported:
     notes: tuple[str, ...] = ()
     options: tuple[str, ...] = field(default=())
     """Of the next command, as suits these data."""
-    next: Literal["train", "check"] = "train"
+    next: Literal["train", "plan", "check"] = "train"
 
 
 OPTIONS: dict[str, tuple[str, ...]] = {

@@ -65,6 +65,9 @@ def bring(
         split: 8/2, 6/2/2 or 5-fold, of the labelled cases.
         split_seed: of the split's order; None: sorted, as published.
 
+    Returns:
+        The data set; the options of the published training go with the published task only.
+
     Raises:
         DataError: cases that lack a modality, label values of something else, or a grid that cannot be
             cropped as published.
@@ -86,6 +89,8 @@ def bring(
     notes = [f"split {split} ({order}): {len(sides.train)} cases to train on, {len(sides.test)} to test"]
     if len(labelled) < len(cases):
         notes.append(f"{len(cases) - len(labelled)} cases without seg are unlabelled")
+    if regions or as_scanned:
+        return Imported(target, len(sides.train), tuple(notes))
     return Imported(target, len(sides.train), (*notes, NOTE), options=TRAINING)
 
 

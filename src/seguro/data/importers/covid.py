@@ -26,6 +26,8 @@ LABELS = {0: "background", 1: "healthy lung", 2: "ground glass", 3: "consolidati
 N_BLOCKS = 5
 TEST_BLOCK = 1
 """The block of the stack that the published scripts validate and test on; here it is the test set alone."""
+SIDE = 256
+"""Pixels of a published slice along each axis."""
 _ONE_HOT = (2, 3, 1, 0)
 """Value of each channel of the arrays: ground glass, consolidation, other lung, background."""
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -38,7 +40,8 @@ def bring(source: Path, out: Path | None = None, *, min_max: bool = False) -> Im
         source: folder with images and masks, as stacks (tr_im.nii.gz and tr_mask.nii.gz; images_medseg.npy
             and masks_medseg.npy) or as files of single slices. Files with "mask", "label" or "seg" in their
             name or folder are masks: 1 ground glass, 2 consolidation, 3 effusion, or one-hot arrays; with
-            "lung" too, they are lungs.
+            "lung" too, they are lungs. All are labelled: images without a label are put into imagesUn of
+            `out` afterwards, or given split=unlabelled in its patients.csv.
         out: folder to write; ./COVID by default.
         min_max: scale each stack to [0, 1] by its own range, to be used as such.
 
@@ -82,7 +85,16 @@ def bring(source: Path, out: Path | None = None, *, min_max: bool = False) -> Im
     if not in_hu:
         notes.append("values are no Hounsfield units: --window cannot be used")
     window = ("--window", "covid") if in_hu and not min_max else ()
-    return Imported(target, n - len(test), tuple(notes), options=("--dims", "2", *window))
+    options = ("--dims", "2", *window, *_lowered(images.shape[1:]))
+    return Imported(target, n - len(test), tuple(notes), options=options, next="plan")
+
+
+def _lowered(shape: Sequence[int]) -> tuple[str, ...]:
+    """Return options of `plan` that bring larger slices to the 256 x 256 pixels of the publication."""
+    if max(shape) <= SIDE:
+        return ()
+    steps = ",".join(f"{n / SIDE:g}" for n in shape)
+    return ("--spacing", f"1,{steps}", "--patch", f"{SIDE},{SIDE}")
 
 
 def _folds(blocks: Sequence[Sequence[str]]) -> list[dict[str, list[str]]]:

@@ -42,6 +42,9 @@ def bring(
         split: 8/2, 6/2/2 or 5-fold.
         split_seed: of the split's order; None: sorted.
 
+    Returns:
+        The data set; the options of the published training go with the published grid only.
+
     Raises:
         DataError: a label without image or the reverse, other grids, or a field of view below 288 mm.
         ConfigError: an unknown split.
@@ -71,8 +74,10 @@ def bring(
             train=list(sides.train),
         )
         sides.write(folder)
-    notes = (f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test", NOTE)
-    return Imported(target, len(sides.train), notes, options=TRAINING)
+    divided = f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test"
+    if as_scanned:
+        return Imported(target, len(sides.train), (divided,))
+    return Imported(target, len(sides.train), (divided, NOTE), options=TRAINING)
 
 
 def _pairs(source: Path) -> dict[str, tuple[Path, Path]]:

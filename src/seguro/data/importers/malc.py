@@ -54,6 +54,8 @@ CLASSES = (
     *(f"right {name}" for name in _BOTH),
 )
 """28 names; a value of the written labels is the place here."""
+PLAN = ("--dims", "2", "--slices", "coronal", "--spacing", "1,1,1", "--patch", "256,256")
+"""Of `seguro plan`: the published coronal slices."""
 _SUFFIX = re.compile(r"[_-](glm|seg|segmentation|labels?|parc)$", re.I)
 _LABEL_FOLDER = r"(^|[/_-])labels?(tr|ts)?[/_-]"
 
@@ -97,7 +99,7 @@ def bring(source: Path, out: Path | None = None, *, min_max: bool = False) -> Im
         write_text(folder / "patients.csv", "id,patient\n" + "".join(lines))
     tests = len(pairs) - len(train)
     notes = (f"{tests} test cases",) if tests else ("no test cases: no folder's name begins with test",)
-    return Imported(target, len(train), notes, options=("--dims", "2", "--slices", "coronal"))
+    return Imported(target, len(train), notes, options=PLAN, next="plan")
 
 
 def _pairs(source: Path) -> list[_Pair]:

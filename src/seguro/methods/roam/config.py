@@ -34,13 +34,15 @@ class RoamConfig(Record):
     """any: a random permutation, in which a sample may meet itself. other: always another sample."""
     group: int = Field(8, ge=2)
     """Consecutive samples that are mixed with each other; the batch is a multiple of it."""
-    skips: Literal["official", "all"] = "official"
-    """official: shallower skip connections stay un-mixed, as published. all: they are mixed too."""
+    skips: Literal["official", "all", "auto"] = "official"
+    """official: shallower skip connections stay un-mixed, as published. all: they are mixed too. auto: all
+    where the network names its skip connections, official elsewhere (`lattice`, MONAI's)."""
     mixing: Literal["linear", "mask"] = "linear"
     """linear: activations are blended. mask: a box of the partner replaces the sample's own (CutMix, BCP)."""
 
     share: float = Field(0.5, gt=0, le=1)
-    """Of each batch that is labelled, where there are unlabelled cases; 1 is fully supervised ROAM."""
+    """Of each batch that is labelled, where there are unlabelled cases; 1 is fully supervised ROAM, in which
+    nothing is guessed for whole samples: `guesses`, `strong` and `confidence` have nothing to act on."""
     temperature: float = Field(0.5, gt=0)
     """Of sharpening the guesses; 1 leaves them."""
     guesses: int = Field(1, ge=1)
@@ -121,7 +123,7 @@ RECOMMENDED: dict[str, Any] = {
     "network": "unet",
     "layers": ("I", 1, 2),
     "p_mix": 0.5,
-    "skips": "all",
+    "skips": "auto",
     "mixing": "mask",
     "partner": "other",
     "group": 2,
@@ -155,6 +157,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ramp_epochs": 100,
         "learning_rate": 0.02,
     },
+    "mixmatch": {"layers": ("I",)},
     "paper-supervised": MALC_SUPERVISED,
     "released-code": {"layers": ("I", 1)},
     "recommended": RECOMMENDED,

@@ -20,7 +20,7 @@ from seguro.methods.roam.draws import draw_box, draw_lambda, draw_layer, draw_pa
 from seguro.methods.roam.objective import dice_of_soft, ramp, soft_cross_entropy, squared_error
 from seguro.methods.roam.targets import completed, guess, incomplete, known, mixed, mode, sharpen
 from seguro.methods.streams import Shares, TwoStream, two_stream
-from seguro.networks.mixing import MixPlan, forward_mixed, points_of
+from seguro.networks.mixing import MixPlan, Skips, forward_mixed, points_of
 
 UNMIXED = "none"
 """The layer of an update without mixing."""
@@ -54,12 +54,18 @@ class Roam:
         self.layers = [n if n == UNMIXED else self.points.resolve(n) for n in config.layers]
         if len(set(self.layers)) != len(self.layers):
             raise ConfigError(f"layers {config.layers} are {self.layers}: one repeats; use layer_weights")
+        self.skips: Skips = self._skips(config.skips)
         for layer in self.layers:
             if layer != UNMIXED:
-                self.points.mixed_at(layer, config.skips)  # refuses here what it would refuse in training
+                self.points.mixed_at(layer, self.skips)  # refuses here what it would refuse in training
         self.even = config.group if config.fitted_by == "voxel" else None
         """Samples over which every voxel weighs the same; None: every sample does."""
         self.shares = Shares(plan.classes)
+
+    def _skips(self, asked: Literal["official", "all", "auto"]) -> Skips:
+        if asked == "auto":
+            return "official" if self.points.skips is None else "all"
+        return asked
 
     def optimisers(self) -> dict[str, Optim]:
         """Return Adam over all parameters, by default at a constant rate."""
@@ -153,7 +159,7 @@ class Roam:
             mask = torch.from_numpy(np.stack(boxes)).unsqueeze(1).to(image.device)
         lam = torch.tensor(shares if c.lambda_per == "sample" else shares[0], device=image.device)
         permutation = torch.from_numpy(np.concatenate(partners)).to(image.device)
-        return MixPlan(layer, lam, permutation, c.skips, mask)
+        return MixPlan(layer, lam, permutation, self.skips, mask)
 
     def _targets(self, batch: Batch, labelled: Tensor, run: Run) -> tuple[Tensor, Tensor]:
         """Return probabilities (N, n, *size) to fit, labels or guesses, and where they are known."""
