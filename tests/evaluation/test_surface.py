@@ -64,6 +64,14 @@ def test_shifted_cube_has_the_hausdorff_distance_of_its_shift():
     assert 0 < distances.assd < 3.0
 
 
+def test_a_cube_shifted_by_three_voxels_of_two_mm_is_6_mm_away():
+    a = np.zeros((16, 8, 8), bool)
+    a[3:8, 2:6, 2:6] = True
+    distances = surface_distances(a, np.roll(a, 3, axis=0), (2.0, 1.0, 1.0))
+    assert distances.hd == distances.hd95 == 6.0
+    assert surface_distances(a, a, (2.0, 1.0, 1.0)).hd95 == 0
+
+
 def test_border_of_a_flat_image_is_its_contour_and_touches_the_frame():
     square = np.zeros((1, 6, 6), bool)
     square[0, 1:6, 1:5] = True  # 5 x 4, one side on the frame

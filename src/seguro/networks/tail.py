@@ -126,9 +126,9 @@ def _second(block: ResConv, kept: Tensor, first: Moments, blocks: list[tuple[int
 def _enlarged(up: Up, features: Tensor, start: int, stop: int) -> Tensor:
     """Return planes start..stop of `up(features)`, from the few planes below them that matter."""
     factor = up.conv.stride[0]
-    reach = 0 if factor == 1 else 1
-    low = max(start // factor - reach, 0)
-    high = min((stop - 1) // factor + 1 + reach, features.shape[2])
+    low, high = start, stop
+    if factor == 2:  # each plane comes from the one below it and that one's nearer neighbor
+        low, high = max((start - 1) // 2, 0), min(stop // 2 + 1, features.shape[2])
     at = start - low * factor
     return up(features[:, :, low:high])[:, :, at : at + stop - start]  # type: ignore[no-any-return]
 
