@@ -83,6 +83,7 @@ def scores(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, single: bo
         attack = row.get("attack", WORST)
         if attack == WORST or (single and row["class"] == MEAN):
             groups[row["setting"], attack, row["class"]][row["metric"]] = row
+    seeds = any(row.get("sd_of_seeds") is not None for row in rows)
     lines = []
     for (setting, attack, cls), found in groups.items():
         cells = [
@@ -90,8 +91,10 @@ def scores(rows: Sequence[dict[str, Any]], columns: Sequence[str], *, single: bo
             for metric in columns
         ]
         n = next(iter(found.values()))["n"]
-        lines.append([setting, *([attack] if single else []), cls, n, *cells])
-    return table(["setting", *(["attack"] if single else []), "class", "n", *columns], lines)
+        spread = [number(found.get(columns[0], {}).get("sd_of_seeds"))] if seeds else []
+        lines.append([setting, *([attack] if single else []), cls, n, *cells, *spread])
+    head = ["setting", *(["attack"] if single else []), "class", "n", *columns]
+    return table([*head, *([f"sd of seeds, {columns[0]}"] if seeds else [])], lines)
 
 
 def pairs(rows: Sequence[dict[str, Any]]) -> list[str]:

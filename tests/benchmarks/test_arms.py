@@ -26,7 +26,7 @@ FIELDS = {
     "data", "check", "plan", "edit", "train", "seeds", "folds", "cases", "checkpoints", "arms", "pairs",
     "full", "probabilities", "workspace",
 }  # fmt: skip
-SEMI = ("roam_brain_slabs", "roam_ablation", "semi_acdc", "semi_covid")
+SEMI = ("roam_brain_slabs", "roam_ablation", "semi_acdc", "semi_acdc_coarse", "semi_covid")
 
 
 @pytest.fixture
