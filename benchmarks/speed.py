@@ -4,8 +4,8 @@ Each job prepares its input and returns two functions, ours and the peer's, that
 run in one thread, alternately, after one warm-up; the best time of each counts (CPU time for the sliding
 window, PFSeg, few-shot jobs and the lattice, wall time for the others; of a deployed round what goes beyond
 the slowest site's training, and apart from it the CPU time of all that carries it). Peak memory is what a
-fresh process needs beyond its input. Results go to benchmarks/speed.json; rows of jobs not run stay as they
-were.
+fresh process needs beyond its input. Results go to benchmarks/speed.json, each with the machine it was
+measured on; rows of jobs not run stay as they were.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from timed import Job
 from timed.inference import few_shot, whole_volume, windows
@@ -49,6 +50,7 @@ class Row:
     peer_peak_mb: float | None
     gflop: float | None
     peer_gflop: float | None
+    machine: dict[str, Any]
 
 
 JOBS: dict[str, Job] = {
@@ -135,6 +137,7 @@ def measure(name: str) -> Row:
         peak_mb(name, peer=True) if pair.peer else None,
         pair.gflop,
         pair.peer_gflop,
+        machine(),
     )
 
 
@@ -163,7 +166,7 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown jobs {unknown}; known are {list(JOBS)}")
     before = json.loads(OUT.read_text()) if OUT.exists() else {"versions": {}, "rows": []}
-    rows = {r["job"]: r for r in before["rows"]}
+    rows = {r["job"]: {**r, "machine": r.get("machine", before.get("machine"))} for r in before["rows"]}
     print(f"{'job':40} {'ours':>9} {'peer':>9} {'ratio':>6} {'MB':>7} {'peer MB':>8}  peer")
     late = []
     for name in chosen:

@@ -66,7 +66,8 @@ def whole_volume(
 ) -> Pair:
     """One volume by PFSeg, deployed, against a residual U-Net of its width in windows, or whole (None).
 
-    Nothing depends on what the volume holds, so it is noise; `alone` leaves the other network out.
+    Nothing depends on what the volume holds, so it is noise; `alone` leaves the other network out. Operations
+    are those of the way each volume is gone through, so with a tail by planes what is computed again counts.
     """
     import torch
 
@@ -76,7 +77,7 @@ def whole_volume(
     from seguro.methods.contract import Predictor, Whole, Windows
     from seguro.methods.pfseg.config import PfsegConfig
     from seguro.methods.pfseg.predictor import WholePredictor
-    from seguro.networks.cost import GIGA, forward_flops
+    from seguro.networks.cost import GIGA, flops, on_meta
     from seguro.networks.resunet import ResUNet
     from seguro.networks.superres import HALVES, SuperRes
 
@@ -104,17 +105,20 @@ def whole_volume(
         for _ in planned_slabs(predictor, x):
             pass
 
+    @torch.no_grad()
+    def gflop(predictor: Predictor) -> float:
+        copy, like = on_meta(predictor), x.to("meta")
+        return round(flops(lambda: list(planned_slabs(copy, like, device="meta"))) / GIGA, 1)
+
     by = "x".join(map(str, size))
     told = f"{by}, width {width}" + (f", {channels} channels, {classes} classes" if channels > 1 else "")
-    gflop = round(forward_flops(network, (1, channels, *size)) / GIGA, 1)
     if alone:
-        return Pair(told, partial(run, ours), gflop=gflop)
-    name, n = "full resolution in one pass", 1
+        return Pair(told, partial(run, ours), gflop=gflop(ours))
+    name = "full resolution in one pass"
     if window:
         n = math.prod(len(window_starts(m, w, overlap)) for m, w in zip(size, window, strict=True))
         name = f"{n} windows of {'x'.join(map(str, window))}"
-    each = forward_flops(peer.network, (1, channels, *(window or size))) / GIGA
-    return Pair(told, partial(run, ours), name, partial(run, peer), gflop, round(n * each, 1))
+    return Pair(told, partial(run, ours), name, partial(run, peer), gflop(ours), gflop(peer))
 
 
 def few_shot(size: tuple[int, int, int] = (40, 256, 256), organs: int = 4) -> Pair:

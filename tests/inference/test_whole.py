@@ -16,7 +16,7 @@ from seguro.inference.tiling import planned_slabs, slab_axis
 from seguro.inference.whole import refuse_low_resolution, slabs
 from seguro.methods.contract import Predictor, Support, Whole, Windows
 from seguro.networks.superres import SuperRes, Tail
-from seguro.networks.tail import by_planes
+from seguro.networks.tail import DEPTH, by_planes
 
 CLASSES = Classes(names=("background", "a", "b"), values=((0,), (1,), (2,)))
 ROUNDING = 1e-5
@@ -48,17 +48,33 @@ def volume(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("shape", [(8, 32, 32), (7, 19, 33), (17, 16, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(8, 32, 32), (7, 19, 33), (37, 16, 5)], ids=str)
 @pytest.mark.parametrize("scale", [(2, 2, 2), (1, 2, 2)], ids=str)
 @torch.inference_mode()
 def test_by_planes_equals_at_once(assemble, shape, scale):
     predictor, x = Small(scale).eval(), volume(shape)
     once = assemble(slabs(predictor, x, predictor.tiling), 0, shape[0])
     parts = list(slabs(predictor, x, predictor.tiling, tail_limit=0))
-    assert max(stop - start for start, stop, _ in parts) <= 8
+    assert max(stop - start for start, stop, _ in parts) <= DEPTH
+    assert len(parts) == -(-shape[0] // DEPTH)
     assert torch.allclose(assemble(parts, 0, shape[0]), once, rtol=0, atol=ROUNDING)
     across = assemble(slabs(predictor, x, predictor.tiling, axis=2, tail_limit=0), 2, shape[2])
     assert torch.allclose(across, once, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@torch.inference_mode()
+def test_flips_are_run_by_planes_too(assemble, monkeypatch, axis):
+    predictor, x = Small().eval(), volume((37, 19, 16))
+    once = assemble(slabs(predictor, x, predictor.tiling, axis=axis, flips=(0, 2)), axis, x.shape[1 + axis])
+    depths = []
+    monkeypatch.setattr(
+        whole, "by_planes", lambda tail, f: (depths.append(b.shape[2]) or b for b in by_planes(tail, f))
+    )
+    parts = slabs(predictor, x, predictor.tiling, axis=axis, flips=(0, 2), tail_limit=0)
+    planes = assemble(parts, axis, x.shape[1 + axis])
+    assert depths == [16, 16, 8] * 4  # 37 planes padded to 40, as they are and with three flips
+    assert torch.allclose(planes.softmax(0), once.softmax(0), rtol=0, atol=ROUNDING)
 
 
 def test_with_gradients_the_volume_is_one_differentiable_pass(assemble):
@@ -142,7 +158,7 @@ def test_thick_slices_are_no_low_resolution():
 @torch.inference_mode()
 def test_a_large_tail_is_run_by_planes_below_a_second_model_too(fake, monkeypatch):
     second = fake(Windows((4, 4, 4)), lambda x: x.expand(-1, 3, -1, -1, -1))
-    model, x = Refined(Small().eval(), second, blocks=2), volume((9, 31, 32))[None]
+    model, x = Refined(Small().eval(), second, blocks=2), volume((19, 31, 32))[None]
     once = model(x)
     depths = []
     monkeypatch.setattr(whole, "tail_bytes", lambda tail, features: whole.TAIL_BYTES + 1)

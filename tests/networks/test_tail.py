@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from seguro.networks.cost import flops
 from seguro.networks.superres import Tail
 from seguro.networks.tail import Moments, by_planes, tail_bytes
 
@@ -51,6 +52,16 @@ def test_a_plane_more_or_less_is_seen(monkeypatch):
     )
     wrong = torch.cat(list(by_planes(tail, x, depth=4)), dim=2)
     assert float((wrong - right).abs().max()) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize(("depth", "ratio"), [(8, 1.558), (16, 1.420), (1000, 1.295)])
+def test_what_blocks_compute_again(depth, ratio):
+    """At the published widths, of 160 planes; even in one block the enlarged map is made twice."""
+    tail = Tail(32, 16, 5, [(2, 2, 2)]).to("meta")
+    x = torch.empty(1, 32, 80, 16, 16, device="meta")
+    with torch.no_grad():
+        once, parts = flops(lambda: tail(x)), flops(lambda: list(by_planes(tail, x, depth=depth)))
+    assert parts / once == pytest.approx(ratio, abs=1e-3)
 
 
 def test_moments_of_parts_are_those_of_the_whole():

@@ -21,7 +21,7 @@ from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.inference.forward import Autocast, Forward
 from seguro.inference.sliding import Slab, as_tensor, padded
-from seguro.methods.contract import Predictor, Whole
+from seguro.methods.contract import Predictor, Support, Whole
 from seguro.networks.superres import Tail
 from seguro.networks.tail import by_planes, scale_of, tail_bytes
 
@@ -88,7 +88,7 @@ def slabs(
         x: (C, Z, Y, X) float32 in the planned grid.
         tiling: what its size must be a multiple of.
         axis: canonical axis along which slabs are cut.
-        flips: canonical axes mirrored at test time; the tail is then run whole.
+        flips: canonical axes mirrored at test time; the probabilities of all classes are then held at once.
         device: where the network runs and the slabs lie.
         autocast: context of the calls.
         tail_limit: bytes above which a tail is run by planes.
@@ -105,16 +105,33 @@ def slabs(
     image, before = padded(image, size)
     box = tuple(slice(f, f + n) for f, n in zip(before, shape, strict=True))
     expected = (predictor.classes.n, *size)
-    if isinstance(predictor, Tailed) and not flips and not torch.is_grad_enabled():
-        blocks = _tailed(predictor, image.to(device), autocast or nullcontext, tail_limit)
-        if axis == 0:
+    if isinstance(predictor, Tailed) and not torch.is_grad_enabled():
+        if axis == 0 and not flips:
+            blocks = _tailed(predictor, image.to(device), autocast or nullcontext, tail_limit)
             yield from _cropped(blocks, expected, before[0], shape[0], box[1:])
             return
-        logits = torch.cat(list(blocks), dim=1)
-    else:
-        logits = Forward(predictor, device=device, flips=flips, autocast=autocast)(image[None])[0]
+        predictor = _InParts(predictor, tail_limit)
+    logits = Forward(predictor, device=device, flips=flips, autocast=autocast)(image[None])[0]
     _check(tuple(logits.shape), expected)
     yield 0, shape[axis], logits[(slice(None), *box)]
+
+
+class _InParts(Predictor):
+    """A predictor with a tail, which is run by planes where it would hold more than `limit` bytes at once."""
+
+    def __init__(self, inner: Predictor, limit: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.classes = inner.classes
+        self.tiling = inner.tiling
+        self._limit = limit
+
+    def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
+        """Return logits (1, n, Z, Y, X) of x (1, C, Z, Y, X), a multiple in size."""
+        inner: Predictor = self.inner
+        if not isinstance(inner, Tailed):
+            raise TypeError(f"{type(inner).__name__} has no tail")
+        return torch.cat(list(_tailed(inner, x[0], nullcontext, self._limit)), dim=1)[None]
 
 
 def refuse_low_resolution(predictor: Predictor, spacing: ThreeF, plan: Plan) -> None:
