@@ -16,6 +16,7 @@ from seguro.cli.bench import systems_of
 from seguro.cli.main import main
 from seguro.cli.predict import tasks_of
 from seguro.core.errors import ConfigError
+from seguro.core.types import Classes
 from seguro.data import phantom
 from seguro.data.planner import PlanOptions
 from seguro.data.preprocess import to_planned
@@ -24,8 +25,11 @@ from seguro.inference import bench as measuring
 from seguro.inference.whole import Tailed
 from seguro.methods import get
 from seguro.methods.contract import Windows
+from seguro.methods.pfseg.config import PfsegConfig
+from seguro.methods.pfseg.predictor import WholePredictor
 from seguro.networks import build
 from seguro.networks.cost import GIGA, forward_flops
+from seguro.networks.superres import SuperRes
 from seguro.report.tradeoff import Dot, decades, tradeoff
 
 
@@ -214,9 +218,30 @@ def test_guidance_without_its_information(runs, tmp_path):
         assert torch.equal(model.predictor(images[0]), own)
     assert not torch.equal(out["zeroed"], own) and not torch.equal(out["exchanged"], own)
     assert not torch.equal(out["zeroed"], out["exchanged"])
+    with torch.no_grad(), measuring._guided(model, "exchanged", task.inputs[0]):
+        assert torch.equal(model.predictor(images[0]), own)  # its own crops in their place
     system = measuring.System("s", runs["whole"], guidance="exchanged")
     with pytest.raises(ConfigError, match="only 1 case"):
         measuring.measure(system, task.inputs[:1], tmp_path)
+
+
+@pytest.mark.parametrize("rule", ["central", "variance", "random"])
+def test_crops_of_another_case_are_those_of_the_same_rule(rule):
+    """Cut where the rule takes them from the other image, joined where they were: only content changes."""
+    config = PfsegConfig(guidance=rule, inject="scatter", crops=1 if rule == "central" else 2)
+    network = SuperRes(in_channels=1, classes=2, width=4, inject="scatter")
+    classes = Classes(names=("background", "a"), values=((0,), (1,)))
+    predictor = WholePredictor(network, classes, config).eval()
+    x, other = torch.rand(2, 1, 1, 32, 32, 64, generator=torch.Generator().manual_seed(0))
+    other[..., 40:] *= 3  # where it varies most
+    seen = []
+    guide = network.guide
+    with torch.no_grad(), guide.register_forward_hook(lambda module, given, out: seen.append(given[0])):
+        own = predictor(x), predictor(other)
+        with guide.register_forward_pre_hook(measuring._exchanged(predictor, other[0])):
+            exchanged = predictor(x)
+    assert torch.equal(seen[2], seen[1]) and not torch.equal(seen[2], seen[0])
+    assert not any(torch.equal(exchanged, o) for o in own)
 
 
 @pytest.mark.slow
@@ -231,9 +256,35 @@ def test_a_process_of_its_own_measures_the_same_work(runs, tmp_path):
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
 
 
-def test_controls_need_guidance(runs, capsys, in_this_process):
-    assert main(["bench", "pfseg", str(runs["windows"]), "--controls"]) == 1
-    assert "no guidance" in capsys.readouterr().err
+@pytest.fixture
+def elsewhere(runs, tmp_path):
+    """A windowed model of another grid."""
+    model = load_model(runs["windows"])
+    plan = model.plan.model_copy(update={"spacing": (2.0, 1.0, 1.0)})
+    save_model(
+        tmp_path / "coarse" / "model", method="supervised", config=model.config, plan=plan,
+        predictor=model.predictor,
+    )  # fmt: skip
+    return tmp_path / "coarse"
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["", "dry run"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["WINDOWS", "--controls"], "no guidance"),
+        (["WHOLE", "--controls", "--cases", "test"], "only 1 case"),
+        (["WHOLE", "--second", "ELSEWHERE"], "planned differently"),
+    ],
+    ids=["no guidance", "one case", "another grid"],
+)
+def test_what_could_not_be_measured_is_refused_before_anything_is(
+    runs, elsewhere, capsys, monkeypatch, arguments, message, dry
+):
+    monkeypatch.setattr(measuring, "measure_apart", lambda *a, **k: pytest.fail("measured"))
+    paths = {"WINDOWS": runs["windows"], "WHOLE": runs["whole"], "ELSEWHERE": elsewhere}
+    assert main(["bench", "pfseg", *(str(paths.get(a, a)) for a in arguments), *dry]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_plot_escapes_names_and_places_dots():

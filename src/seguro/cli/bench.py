@@ -51,7 +51,13 @@ def bench(
     controls: Annotated[
         bool, typer.Option("--controls", help="Also with guidance zeroed, and taken from another case.")
     ] = False,
-    cases: Annotated[str, typer.Option(help="validation or test, of the run's workspace.")] = "validation",
+    cases: Annotated[
+        str,
+        typer.Option(
+            help="validation or test, of the run's workspace. Each model was chosen by its scores on the "
+            "validation cases, which flatter it therefore."
+        ),
+    ] = "validation",
     out: Annotated[Path | None, typer.Option(help="Where to write; RUN/bench when not given.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
@@ -67,6 +73,8 @@ def bench(
 
     from rich.markup import escape
 
+    from seguro.inference.bench import refuse_system
+
     if what not in BENCHES:
         raise ConfigError(f"no bench {what!r}; known are {', '.join(BENCHES)}")
     if blocks is not None and second is None:
@@ -80,6 +88,8 @@ def bench(
         refuse_trained(other, ids)
     systems = list(systems_of(run, others or [], shares, second, counts, controls))
     refuse_alike([s.name for s in systems])
+    for system in systems:
+        refuse_system(system, len(ids))
     if dry_run:
         for system in systems:
             text.print(f"would measure {escape(system.name)} on {len(ids)} cases", markup=False)

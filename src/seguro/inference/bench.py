@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ from seguro.networks.cost import GIGA
 from seguro.networks.superres import SuperRes
 
 Guidance = Literal["own", "zeroed", "exchanged"]
-"""Of a pfseg model: its own crops; as if they held nothing; crops of another case. The last two are controls
-that show how much guidance contributes."""
+"""Of a pfseg model: its own crops; as if they held nothing; in their place those that the same rule takes of
+another case. The last two are controls that show how much guidance contributes."""
 WARM: Three = (8, 16, 16)
 """Least voxels of the first call, which is not measured."""
 
@@ -54,6 +54,16 @@ class System:
     overlap: float | None = None
     """Of windows; None: the model's own."""
     guidance: Guidance = "own"
+
+
+@runtime_checkable
+class Guided(Protocol):
+    """A predictor that is guided by crops."""
+
+    network: SuperRes
+
+    def crops(self, x: Tensor, crop: Three) -> Tensor:
+        """Return the crops (N * K, C, *crop) that its rule takes of images (N, C, Z, Y, X)."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +106,9 @@ def measure(
             other case.
         DataError: a case that cannot be used.
     """
-    if system.guidance == "exchanged" and len(items) < 2:
-        raise ConfigError(
-            f"guidance of another case: there is only {len(items)} case; use more, or no controls"
-        )
     torch.set_num_threads(threads)
     model = load_system(system, device)
+    _refuse(system, model, len(items))
     ensemble = Ensemble([model], device=device, overlap=system.overlap)
     costs: list[CaseCost] = []
     for index, item in enumerate(items):
@@ -146,21 +153,44 @@ def load_system(system: System, device: str = "cpu") -> Model:
     return refined(model, load_model(system.second, device), blocks=system.blocks)
 
 
+def refuse_system(system: System, n_cases: int) -> None:
+    """Refuse what could not be measured on `n_cases` cases, before anything is.
+
+    Raises:
+        ConfigError: models that do not go together, or a control of guidance where there is none, or no
+            other case.
+    """
+    _refuse(system, load_system(system), n_cases)
+
+
+def _refuse(system: System, model: Model, n_cases: int) -> None:
+    if system.guidance == "own":
+        return
+    _guide(model, system.guidance)
+    if system.guidance == "exchanged" and n_cases < 2:
+        raise ConfigError(f"guidance of another case: there is only {n_cases} case; use more, or no controls")
+
+
+def _guide(model: Model, guidance: Guidance) -> tuple[Guided, nn.Module]:
+    """Return the predictor and its guidance encoder."""
+    predictor: object = model.predictor
+    if isinstance(predictor, Guided) and predictor.network.guide is not None:
+        return predictor, predictor.network.guide
+    raise ConfigError(f"{model.folder}: it has no guidance that could be {guidance}")
+
+
 @contextmanager
 def _guided(model: Model, guidance: Guidance, other: Item) -> Iterator[None]:
     """For a while, let the guidance encoder see something else."""
     if guidance == "own":
         yield
         return
-    network = getattr(model.predictor, "network", None)
-    guide = network.guide if isinstance(network, SuperRes) else None
-    if guide is None:
-        raise ConfigError(f"{model.folder}: it has no guidance that could be {guidance}")
+    predictor, guide = _guide(model, guidance)
     if guidance == "zeroed":
         handle = guide.register_forward_hook(_zeroed)
     else:
         image = torch.from_numpy(to_planned(other.read(), model.plan)[0])
-        handle = guide.register_forward_pre_hook(_exchanged(image))
+        handle = guide.register_forward_pre_hook(_exchanged(predictor, image))
     try:
         yield
     finally:
@@ -171,17 +201,18 @@ def _zeroed(module: nn.Module, inputs: Any, maps: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(m) for m in maps]
 
 
-def _exchanged(image: Tensor) -> Any:
-    """Return a hook that puts the middle of `image` (C, Z, Y, X), scaled to [0, 1], in place of each crop."""
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-    scaled = (image - low) / (high - low).clamp(min=torch.finfo(image.dtype).eps)
+def _exchanged(predictor: Guided, image: Tensor) -> Any:
+    """Return a hook that puts the crops of `image` (C, Z, Y, X), of the same rule, in place of the own ones.
+
+    Where their code is joined stays as it was, so that nothing but their content changes.
+    """
+    multiple = predictor.network.multiple
 
     def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        crop = inputs[0]
-        whole, _ = padded(scaled, crop.shape[2:])
-        corner = [(n - m) // 2 for n, m in zip(whole.shape[1:], crop.shape[2:], strict=True)]
-        box = tuple(slice(c, c + m) for c, m in zip(corner, crop.shape[2:], strict=True))
-        return (whole[(slice(None), *box)].to(crop).expand_as(crop),)
+        z, y, x = inputs[0].shape[2:]
+        least = (-(-n // m) * m for n, m in zip(image.shape[1:], multiple, strict=True))
+        whole, _ = padded(image, [max(n, c) for n, c in zip(least, (z, y, x), strict=True)])
+        return (predictor.crops(whole[None], (z, y, x)).to(inputs[0]),)
 
     return hook
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from seguro.core.errors import DataError
-from seguro.core.types import Classes
+from seguro.core.types import Classes, Three
 from seguro.methods.contract import Predictor, Support, Whole
 from seguro.methods.pfseg.config import PfsegConfig
 from seguro.methods.pfseg.guidance import most_varied, scattered
 from seguro.networks.blocks import pad_to_multiple
+from seguro.networks.guidance import central, cut
 from seguro.networks.superres import SuperRes, Tail
 
 TINY = 1e-6
@@ -27,7 +28,11 @@ def unit(x: Tensor) -> Tensor:
 
 
 def corners_of(
-    x: Tensor, network: SuperRes, config: PfsegConfig, places: Tensor | None = None
+    x: Tensor,
+    network: SuperRes,
+    config: PfsegConfig,
+    places: Tensor | None = None,
+    crop: Three | None = None,
 ) -> Tensor | None:
     """Return the corners (N, K, 3) of the crops that guide x (N, C, Z, Y, X), of a size that is a multiple.
 
@@ -36,13 +41,14 @@ def corners_of(
         network: knows the crops' size.
         config: the rule.
         places: (N, K, 3) in [0, 1), where the rule is random; None for the same ones every time.
+        crop: (Z, Y, X) of the crops; None for what the network takes of volumes of this size.
 
     Returns:
         None where the network takes the central crop, or has no guidance.
     """
     if config.guidance in ("none", "central"):
         return None
-    crop = network.crop_size(x.shape[2:])
+    crop = network.crop_size(x.shape[2:]) if crop is None else crop
     if config.guidance == "variance":
         return most_varied(x, crop, config.crops)
     if places is None:
@@ -92,6 +98,17 @@ class WholePredictor(Predictor):
         self.refuse_size(x.shape[2:])
         x = unit(x)
         return self.network.trunk(x, corners_of(x, self.network, self.config))
+
+    def crops(self, x: Tensor, crop: Three) -> Tensor:
+        """Return the crops (N * K, C, *crop) that the rule of guidance takes of x (N, C, Z, Y, X).
+
+        Args:
+            x: the images, on the planned grid, not yet scaled; no axis shorter than the crop's.
+            crop: (Z, Y, X) voxels.
+        """
+        x = unit(x)
+        corners = corners_of(x, self.network, self.config, crop=crop)
+        return cut(x, central(x.shape[2:], crop, len(x)) if corners is None else corners, crop)
 
     @property
     def tail(self) -> Tail:
