@@ -13,7 +13,8 @@ MSD data set that count as one); `grid` (fields of plan.json in both workspaces)
 further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, more options);
 `pairs` (arm: arms that it is compared with, on the seeds that both have); `margins` (differences of such a
 pair that are asked for: setting, against, metric, and at_least or at_most); `bench` (run, with, and options
-of the command).
+of the command). The cascade, the controls and windows of other overlaps are compared with the bench's run
+case by case (`bench_pairs` of result.json).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from arms import METRICS, dice_of, merged, options, over_seeds, planned, rows_of
 from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
 
+from seguro.cli.bench import folder_of
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.settings import read_yaml
 from seguro.core.types import ScoreRow
@@ -153,10 +155,14 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
         f"{a}, seed {s}" for a, t in plan["arms"].items() for s in t["seeds"] if s not in scores.get(a, {})
     ]
     pairs = compared(plan, scores)
-    table = run_of(work, folder.name, plan, plan["bench"]["run"], 0) / "bench" / "bench.json"
-    bench = read_json(table) if table.exists() else None
-    if bench is None and (folder / "result.json").exists():
-        bench = read_json(folder / "result.json")["bench"]  # measured in another workspace
+    run = run_of(work, folder.name, plan, plan["bench"]["run"], 0)
+    table = run / "bench" / "bench.json"
+    measured = {"bench": None, "bench_pairs": []}
+    if table.exists():
+        measured = {"bench": read_json(table), "bench_pairs": bench_pairs(run)}
+    elif (folder / "result.json").exists():  # measured in another workspace
+        before = read_json(folder / "result.json")
+        measured = {k: before.get(k, v) for k, v in measured.items()}
     result = {
         "command": f"python benchmarks/experiments/pfseg_systems.py {folder.name}",
         "seed": {arm: list(runs) for arm, runs in scores.items()},
@@ -170,7 +176,7 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
         "rows": [row for arm, runs in scores.items() for row in _rows(plan, arm, runs)],
         "pairs": pairs,
         "margins": margins(plan, pairs),
-        "bench": bench,
+        **measured,
     }
     write_json(folder / "result.json", result)
     dots = [(arm, dice_of(over_seeds(list(runs.values())))) for arm, runs in scores.items()]
@@ -198,6 +204,23 @@ def compared(
         for row in paired(
             over_seeds([scores[b][s] for s in both]), over_seeds([scores[a][s] for s in both]), intersect=True
         )
+    ]
+
+
+def bench_pairs(run: Path) -> list[dict[str, Any]]:
+    """Return the paired comparison of each system of the bench with its run, on the same cases.
+
+    Those that are runs themselves are left out: `pairs` holds them, over all seeds. What remains is the
+    cascade, the controls of guidance, and windows of other overlaps.
+    """
+    folder = run / "bench"
+    systems = [row["system"] for row in read_json(folder / "bench.json")["rows"]]
+    own = read_csv(folder_of(folder, run.name) / "scores" / "scores.csv")
+    return [
+        {"setting": system, "against": run.name, **row._asdict()}
+        for system in systems
+        if any(system.startswith((f"{other} + ", f"{other}, ")) for other in systems)
+        for row in paired(own, read_csv(folder_of(folder, system) / "scores" / "scores.csv"), intersect=True)
     ]
 
 

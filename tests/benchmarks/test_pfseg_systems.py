@@ -13,6 +13,7 @@ import typer.main
 from click import Context
 
 from seguro import api
+from seguro.cli.bench import folder_of
 from seguro.cli.main import app
 from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml, settings_from
@@ -207,6 +208,36 @@ def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch)
     [margin] = found["margins"]
     assert margin["against"] == "low" and margin["seeds"] == [0] and margin["kept"]
     assert margin["difference"] == pytest.approx(0.3)
+
+
+def test_the_cascade_and_the_controls_are_compared_with_the_run_of_the_bench(systems, tmp_path):
+    """Those that are no arm; what was measured stays when it is collected in another workspace."""
+    name = "pfseg_chaos_small"
+    plan, folder = PLANS[name], tmp_path / name
+    folder.mkdir()
+    run = systems.run_of(tmp_path, name, plan, "pfseg", 0)
+    dice = {
+        "pfseg-seed0": 0.8,
+        "us-seed0": 0.5,
+        "pfseg-seed0 + 4 blocks of windows-seed0": 0.9,
+        "pfseg-seed0, guidance zeroed": 0.7,
+    }
+    for system, value in dice.items():
+        rows = [ScoreRow(f"c{i}", f"c{i}", "", "liver", "dice", value + i / 100) for i in range(3)]
+        write_csv(folder_of(run / "bench", system) / "scores" / "scores.csv", rows)
+    write_json(run / "bench" / "bench.json", {"rows": [{"system": s} for s in dice]})
+    (run / "bench" / "bench.svg").write_text("<svg/>")
+    write_csv(systems.scores_of(run, "test"), rows)
+    write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 400, "machine": "m"}})
+    systems.collect(folder, plan, tmp_path)
+    found = read_json(folder / "result.json")["bench_pairs"]
+    told = {(p["setting"], p["against"]): p["difference"] for p in found if p["cls"] == "mean"}
+    assert told == {
+        ("pfseg-seed0 + 4 blocks of windows-seed0", "pfseg-seed0"): pytest.approx(0.1),
+        ("pfseg-seed0, guidance zeroed", "pfseg-seed0"): pytest.approx(-0.1),
+    }
+    systems.collect(folder, plan, tmp_path / "elsewhere")
+    assert read_json(folder / "result.json")["bench_pairs"] == found
 
 
 def test_what_another_machine_ran_is_collected_too_unless_the_recipe_changed(systems, tmp_path, capsys):

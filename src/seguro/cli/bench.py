@@ -171,10 +171,9 @@ def row_of(
     system: System, task: Task, target: Path, *, threads: int, device: str, seed: int
 ) -> dict[str, Any]:
     """Measure and score one system; its labels and scores stay in `target`."""
-    from seguro.api.workspace import named
     from seguro.inference.bench import measure_apart
 
-    folder = target / named(system.name.replace(" ", "-").replace(",", ""))
+    folder = folder_of(target, system.name)
     labels = folder / "labels"
     costs = measure_apart(system, task.inputs, labels, threads=threads, device=device)
     write_json(labels / LISTING, listing(labels, task, [c.case for c in costs]))
@@ -185,6 +184,13 @@ def row_of(
         if r.site == ALL_SITES
     ]
     return {"system": system.name, **averages(costs), "unit": found.unit, "scores": scores}
+
+
+def folder_of(target: Path, system: str) -> Path:
+    """Return where the labels and scores of a system lie below the bench's own folder."""
+    from seguro.api.workspace import named
+
+    return target / named(system.replace(" ", "-").replace(",", ""))
 
 
 def listing(labels: Path, task: Task, ids: Sequence[str]) -> dict[str, Any]:
