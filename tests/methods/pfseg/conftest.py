@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -53,17 +54,34 @@ def plan_of(shape: Three = (32, 32, 64), classes: Classes = LESION, channels: in
 
 
 def lesion(seed: int, shape: Three) -> tuple[np.ndarray, np.ndarray]:
-    """An ellipsoid with texture and a bright irregular ball in it: image (1, *shape), label (*shape)."""
+    """An ellipsoid with texture, a bright irregular lesion with satellites, and a smooth body as bright.
+
+    No threshold tells the lesion from that body, which stands for a ventricle.
+
+    Returns:
+        image (1, *shape), label (*shape).
+    """
     rng = generator(seed, "lesion")
-    at = [np.linspace(-1, 1, n) for n in shape]
-    z, y, x = np.meshgrid(*at, indexing="ij")
+    at = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     texture = ndimage.gaussian_filter(rng.normal(size=shape), 2.0)
-    brain = (z**2 + y**2 + x**2 < 0.9) * (1 + texture)
-    middle = rng.uniform(-0.3, 0.3, 3)
+    brain = ball(at, (0.0, 0.0, 0.0)) < 0.9
+    side = rng.choice([-1.0, 1.0])
+    middle = np.array([*rng.uniform(-0.1, 0.1, 2), 0.35 * side])
     bumps = 2 * ndimage.gaussian_filter(rng.normal(size=shape), 3.0)
-    label = ((z - middle[0]) ** 2 + (y - middle[1]) ** 2 + (x - middle[2]) ** 2) * (1 + bumps) < 0.16
-    image = ndimage.gaussian_filter(brain + 0.4 * label, 0.6) + rng.normal(0, 0.03, shape)
-    return image[None].astype(np.float32), label.astype(np.uint8)
+    label = ball(at, middle) * (1 + bumps) < 0.14
+    for _ in range(rng.integers(1, 3)):
+        away = np.array([*rng.choice([-1.0, 1.0], 2), rng.uniform(-1, 0) * side])
+        label |= ball(at, middle + 0.42 * away) < 0.02
+    ventricle = ball(at, (0.0, 0.0, -0.4 * side), (0.35, 0.45, 0.25)) < 1
+    bright = 0.4 * (label | ventricle)
+    image = ndimage.gaussian_filter(brain * (1 + texture) + bright, 0.6) + rng.normal(0, 0.03, shape)
+    return image[None].astype(np.float32), (label & brain).astype(np.uint8)
+
+
+def ball(at: np.ndarray, middle: Sequence[float], radius: Sequence[float] = (1.0, 1.0, 1.0)) -> np.ndarray:
+    """The squared distance of places (3, *shape) from `middle`, each axis in units of `radius`."""
+    parts = [((x - m) / r) ** 2 for x, m, r in zip(at, middle, radius, strict=True)]
+    return np.sum(parts, axis=0)
 
 
 def batch_of(shape: Three = (32, 32, 64), n: int = 2, crops: int = 1) -> WholeVolume:

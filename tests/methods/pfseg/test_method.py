@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE, Classes
+from seguro.engine.model import save_model
+from seguro.inference import whole
+from seguro.inference.decision import file_values, probabilities
+from seguro.inference.tiling import planned_slabs
 from seguro.methods.pfseg.config import PRESETS, PfsegConfig
 from seguro.methods.pfseg.method import Pfseg
 from seguro.methods.pfseg.predictor import unit
@@ -34,12 +40,47 @@ def test_the_loss_is_the_published_sum(made, batch_of):
     assert logged["loss"].item() == pytest.approx(by_hand.item(), rel=1e-6)
 
 
-def test_probabilities_and_restored_images_are_in_range(made, batch_of):
-    for residual in (False, True):
-        method, _ = made(residual=residual)
-        _, logits, restored = outputs(method, batch_of())
-        assert restored.min() >= 0
-        assert ((p := logits.softmax(1)) >= 0).all() and (p <= 1).all()
+@pytest.mark.parametrize("residual", [False, True])
+def test_restored_images_are_at_least_zero(made, batch_of, residual):
+    method, _ = made(residual=residual)
+    _, _, restored = outputs(method, batch_of())
+    assert restored.min() >= 0
+
+
+@pytest.mark.parametrize("classes", [None, REGIONS], ids=["exclusive", "regions"])
+def test_what_is_decided_has_probabilities_and_values_of_the_task(made, plan_of, batch_of, classes):
+    """As `seguro predict` decides: exclusive classes add up to one, regions are painted over each other."""
+    method, _ = made(plan_of(classes=classes) if classes else plan_of())
+    predictor = method.predictor(method.modules).eval()
+    p = torch.cat([part for _, _, part in planned_slabs(predictor, batch_of().image[0])], 1)
+    with torch.no_grad():
+        p = probabilities(10 * (p - p.mean()), predictor.classes)  # both answers occur
+    assert p.shape == (1 if classes else 2, 32, 32, 64) and p.min() >= 0 and p.max() <= 1
+    if classes is None:
+        torch.testing.assert_close(p.sum(0), torch.ones(32, 32, 64))
+    label = file_values(p, predictor.classes)
+    assert set(np.unique(label)) == {0, 1}
+    assert ((label == 1) == (p[-1] > 0.5).numpy()).all()
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 64), (29, 33, 64)], ids=str)
+def test_a_volume_is_one_call_of_each_part_however_it_is_gone_through(made, shape):
+    method, _ = made(guidance="variance")
+    predictor = method.predictor(method.modules).eval()
+    calls = {"encoder": 0, "guide": 0}
+    for name in calls:
+        getattr(method.network, name).register_forward_hook(
+            lambda *_, name=name: calls.__setitem__(name, calls[name] + 1)
+        )
+    for limit in (whole.TAIL_BYTES, 0):  # the tail at once, and by planes
+        with torch.inference_mode():
+            found = whole.slabs(predictor, torch.rand(1, *shape), predictor.tiling, tail_limit=limit)
+            parts = [part for _, _, part in found]
+        assert sum(p.shape[1] for p in parts) == shape[0] and (len(parts) == 1) is (limit > 0)
+    assert calls == {"encoder": 2, "guide": 2}
+    with torch.inference_mode():
+        assert len(list(planned_slabs(predictor, torch.rand(1, *shape)))) == 1
+    assert calls == {"encoder": 3, "guide": 3}
 
 
 def test_a_residual_begins_as_the_enlarged_image(made, batch_of):
@@ -63,11 +104,16 @@ def test_what_is_deployed_holds_nothing_that_restores(made, batch_of):
     assert n == sum(p.numel() for p in method.network.parameters())
 
 
-def test_what_is_deployed_at_the_published_width_has_the_published_parameters(plan_of):
+def test_what_is_saved_at_the_published_width_has_the_published_parameters(plan_of, tmp_path):
     plan = plan_of(shape=(32, 32, 64), classes=REGIONS)
     method = Pfseg(PfsegConfig(), plan, build)
     assert sum(p.numel() for p in method.modules.parameters()) == 14_655_042
-    assert sum(p.numel() for p in method.predictor(method.modules).parameters()) == 9_355_249
+    predictor = method.predictor(method.modules)
+    config = method.config.model_dump(mode="json")
+    save_model(tmp_path, method="pfseg", config=config, plan=plan, predictor=predictor)
+    written = [load_file(p) for p in tmp_path.glob("*.safetensors")]
+    assert sum(t.numel() for tensors in written for t in tensors.values()) == 9_355_249
+    assert not any("restorer" in name for tensors in written for name in tensors)
 
 
 @pytest.mark.parametrize("rule", ["central", "variance"])

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from seguro.core.types import IGNORE, Classes
 from seguro.losses import cross_entropy
 from seguro.methods.pfseg import objective
-from seguro.methods.pfseg.config import PfsegConfig
+from seguro.methods.pfseg.config import PRESETS, PfsegConfig
 from seguro.methods.pfseg.guidance import inside
 
 SHAPE = (8, 16, 16)
@@ -40,7 +40,20 @@ def test_a_perfect_output_costs_nothing_and_half_by_the_released_dice(perfect):
     assert objective.squared_dice(p, y, ONE, factor=1.0).item() == pytest.approx(0.5, abs=1e-2)
     assert objective.restoration(s, x).item() == 0
     assert objective.target_enhanced(p, s, y, x, ONE).item() == 0
-    assert objective.spatial_similarity(p, s, y, x, ONE, pool=4, norm="mean").item() == 0
+    for norm in ("mean", "paper"):
+        assert objective.spatial_similarity(p, s, y, x, ONE, pool=4, norm=norm).item() == 0
+
+
+def test_the_published_similarity_of_a_perfect_output_is_not_zero_where_cells_are_mixed(perfect):
+    """It multiplies means of cells, where the truth has the mean of products; ours has it on both sides."""
+    p, s, y, x = (t.roll((1, 2, 1), (2, 3, 4)) for t in perfect)
+    mean, paper = (
+        objective.spatial_similarity(p, s, y, x, ONE, pool=4, norm=n).item() for n in ("mean", "paper")
+    )
+    assert mean == 0 and paper > 1e-3
+    a, b = (F.avg_pool3d(y, 4) * F.avg_pool3d(x, 4)).flatten(1), F.avg_pool3d(y * x, 4).flatten(1)
+    by_hand = [float((torch.outer(u, u) - torch.outer(v, v)).abs().sum()) for u, v in zip(a, b, strict=True)]
+    assert paper == pytest.approx(np.mean(by_hand) / (4 * 4) ** 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("regions", [False, True], ids=["exclusive", "regions"])
@@ -163,11 +176,31 @@ def test_labels_of_several_tumor_parts_are_one_region():
 
 
 @pytest.mark.parametrize(
+    "config",
+    [
+        {"lowpass": True, "stem": "pixel-unshuffle", "residual": True},
+        {"lowpass": True, "scale": (1, 2, 2)},
+        {"guidance": "none"},
+        {"tail_width": 8, "scale": "fitted"},
+        *PRESETS.values(),
+    ],
+    ids=str,
+)
+def test_options_that_change_something_and_presets_are_taken(config):
+    again = PfsegConfig(**config).model_dump()
+    assert PfsegConfig(**again).model_dump() == again  # as a saved model has them
+
+
+@pytest.mark.parametrize(
     ("config", "problem"),
     [
         ({"crops": 2}, "one central crop"),
         ({"guidance": "none", "crops": 2}, "guidance none"),
         ({"guidance": "none", "inject": "scatter"}, "guidance none"),
+        ({"guidance": "none", "guided_weight": 0.7}, "leave guided_weight out"),
+        ({"lowpass": True, "stem": "pixel-unshuffle"}, "leave lowpass out"),
+        ({"lowpass": True, "scale": 1}, "leave lowpass out"),
+        ({"tail_width": 8, "scale": (1, 1, 1)}, "leave tail_width out"),
         ({"width": 7}, "multiple of 2"),
         ({"similarity": "sum"}, "paper"),
         ({"shift": 0.5}, "less than 0.5"),

@@ -112,12 +112,19 @@ def test_a_case_of_another_size_is_padded_with_its_edge_or_cut(plan_of, size):
         np.testing.assert_array_equal(sample.image[:, :, 0], sample.image[:, :, 4])
 
 
-def test_low_resolution_is_made_from_the_augmented_image(plan_of):
-    """So that both always show the same."""
-    from seguro.methods.pfseg.predictor import unit
-    from seguro.networks.resolution import lowered
-
-    sample = whole_volume(stored(), SHAPE, plan_of(), PfsegConfig(), generator(1, "draw"))
-    high = unit(torch.from_numpy(sample.image)[None])
-    low = lowered(high, (2, 2, 2))[0, 0].numpy()
-    assert np.corrcoef(low.ravel(), high[0, 0, ::2, ::2, ::2].numpy().ravel())[0, 1] >= 0.95
+def test_low_resolution_is_made_from_the_augmented_image(plan_of, made):
+    """What the encoder is given is the mean of eight voxels of the same sample, so both show the same."""
+    plan = plan_of(shape=(32, 64, 64), patch=(512, 512, 512))
+    method, _ = made(plan)
+    sample = whole_volume(stored((32, 64, 64)), method.size, plan, PfsegConfig(), generator(1, "draw"))
+    given = []
+    hook = method.network.encoder.register_forward_pre_hook(lambda module, x: given.append(x[0]))
+    with torch.no_grad(), hook:
+        method.predictor(method.modules)(torch.from_numpy(sample.image)[None])
+    low, image = given[0][0, 0].numpy(), sample.image[0]
+    high = (image - image.min()) / (image.max() - image.min())
+    z, y, x = low.shape
+    assert (2 * z, 2 * y, 2 * x) == high.shape
+    blocks = high.reshape(z, 2, y, 2, x, 2).mean((1, 3, 5))
+    np.testing.assert_allclose(low, blocks, atol=1e-5)
+    assert np.corrcoef(low.ravel(), high[::2, ::2, ::2].ravel())[0, 1] >= 0.95

@@ -20,6 +20,9 @@ PAPER_AUGMENT = Augment(
 )
 """Mirroring and any rotation, as published; the shift is an option of its own."""
 
+GUIDED = 0.5
+"""Weight of the guided loss unless told otherwise; it stands idle without guidance."""
+
 
 class PfsegConfig(Record):
     """Defaults are the paper's: Wang et al., MICCAI 2021."""
@@ -59,7 +62,7 @@ class PfsegConfig(Record):
     """squared: 2 |PY| / (|P|^2 + |Y|^2). released: without the factor 2; the best loss is then one half."""
     restoration_weight: float = Field(0.5, ge=0)
     """Of the super-resolution loss; when it and the three below are 0 there is no second decoder."""
-    guided_weight: float = Field(0.5, ge=0)
+    guided_weight: float = Field(GUIDED, ge=0)
     """Of the super-resolution loss inside the crops."""
     target_weight: float = Field(0.5, ge=0)
     """Of the target-enhanced loss."""
@@ -72,7 +75,8 @@ class PfsegConfig(Record):
     pool: int = Field(10, ge=1)
     """Voxels per axis that the similarity loss takes together."""
     residual: bool = False
-    """Restore the difference to the low-resolution image, linearly enlarged, instead of the image."""
+    """Restore the difference to the low-resolution image, linearly enlarged, instead of the image; of no
+    effect without a second decoder."""
 
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -98,7 +102,21 @@ class PfsegConfig(Record):
             raise ValueError(f"there is one central crop, not {self.crops}: use guidance variance or random")
         if self.guidance == "none" and (self.crops > 1 or self.crop is not None or self.inject != "concat"):
             raise ValueError("guidance none has no crops: leave crops, crop and inject out")
+        self._refuse_idle()
         return self
+
+    def _refuse_idle(self) -> None:
+        """Refuse options that would change nothing, where they are not as they come."""
+        if self.guidance == "none" and self.guided_weight not in (0, GUIDED):
+            raise ValueError("guidance none has no crops for the guided loss: leave guided_weight out")
+        if self.lowpass and self.stem == "pixel-unshuffle" and not (self.residual and self.restores):
+            raise ValueError("stem pixel-unshuffle averages nothing: leave lowpass out, or set residual=true")
+        if self.scale not in (1, (1, 1, 1)):
+            return
+        if self.lowpass:
+            raise ValueError("scale 1 lowers no resolution: leave lowpass out")
+        if self.tail_width is not None:
+            raise ValueError("scale 1 has no layers at another resolution: leave tail_width out")
 
     @property
     def restores(self) -> bool:
