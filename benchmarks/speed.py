@@ -76,7 +76,7 @@ JOBS: dict[str, Job] = {
             ("one pass", None, {}),
         )
     },
-    "pfseg, BraTS volume": Job(
+    "pfseg, noise of BraTS size": Job(
         partial(whole_volume, (155, 240, 240), width=32, window=None, channels=2, classes=5, alone=True),
         clock=time.process_time,
         repeats=1,

@@ -12,7 +12,7 @@ from seguro.core.types import Three
 from seguro.networks.guidance import central
 
 STEPS = 4
-"""Positions per length of a crop and axis that are compared by variance."""
+"""Positions per length of a crop and axis that are compared by variance, where they are whole voxels."""
 
 
 def scattered(places: Tensor, size: Sequence[int], crop: Three) -> Tensor:
@@ -25,9 +25,10 @@ def scattered(places: Tensor, size: Sequence[int], crop: Three) -> Tensor:
 def most_varied(x: Tensor, crop: Three, k: int) -> Tensor:
     """Return the corners (N, K, 3) of the k crops of x (N, C, Z, Y, X) whose intensities vary most.
 
-    Compared are all crops on a grid of a quarter of their size, and the central one; the variance is averaged
-    over channels. A further crop does not overlap the earlier ones, as long as there is such a crop. The same
-    image gives the same crops.
+    Compared are the central crop and all crops on a grid, whose step along each axis is a quarter of the crop
+    where its voxels are a multiple of 4, else all of it; the variance is averaged over channels. A further
+    crop does not overlap the earlier ones, as long as there is such a crop. The same image gives the same
+    crops.
     """
     corners, variance = _candidates(x.double(), crop)
     chosen = []
