@@ -17,6 +17,7 @@ def model(seed: int = 0, scale: float = 0.01) -> dict[str, np.ndarray]:
         "conv.weight": (scale * rng.standard_normal((16, 8, 3, 3, 3))).astype(np.float32),
         "conv.bias": (scale * rng.standard_normal(16)).astype(np.float32),
         "norm.count": np.array(7, np.int64),
+        "augment.p": np.array(scale * rng.standard_normal(), np.float32),
     }
 
 
@@ -44,6 +45,9 @@ def test_what_arrives_and_what_is_kept_are_the_change(coding):
     back = decode(coded.arrays, coding, step)
     for name, lost in coded.residual.items():
         np.testing.assert_array_equal(back[name] + lost, step[name])
+    again = encode(step, coding, coded.residual)
+    for array in (*again.arrays.values(), *again.residual.values()):
+        assert isinstance(array, np.ndarray)  # also of shape (), which arithmetic turns into a scalar
 
 
 @pytest.mark.parametrize("coding", CODECS)

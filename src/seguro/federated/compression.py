@@ -59,13 +59,13 @@ def encode(step: Arrays, coding: str, residual: Mapping[str, NDArray[Any]] | Non
             continue
         wanted = value.astype(np.float32)
         if residual is not None and name in residual:
-            wanted = wanted + residual[name].astype(np.float32)
+            wanted = np.asarray(wanted + residual[name].astype(np.float32))  # of () numpy makes a scalar
         if not np.isfinite(wanted).all():
             raise RunError(
                 f"array {name}: its change is not finite and cannot be coded; lower the learning rate"
             )
         arrays[name] = _half(name, wanted) if coding == "fp16" else _eight(wanted)
-        lost[name] = wanted - _decoded(name, arrays[name], coding, wanted.shape)
+        lost[name] = np.asarray(wanted - _decoded(name, arrays[name], coding, wanted.shape))
     return Coded(arrays, lost)
 
 
