@@ -21,7 +21,7 @@ RECIPE: dict[str, Any] = {
     "tail_width": 4,
     "pool": 4,
     "prior": "plan",
-    "learning_rate": 5e-3,
+    "learning_rate": 2e-3,
     "schedule": "poly",
 }
 
@@ -72,4 +72,4 @@ def test_two_volumes_are_learnt_by_heart_no_later_with_super_resolution(made, ba
         restored = method.restored(method.network.encode(x), x)
         enlarged = raised(lowered(x, (2, 2, 2)), (2, 2, 2))
         gain = 10 * torch.log10(F.mse_loss(enlarged, x) / F.mse_loss(restored, x))
-    assert gain >= 0  # decibels; that of a long training is asked for half a one
+    assert gain >= 0.5  # decibels
