@@ -54,7 +54,7 @@ def experiment(path: Path) -> list[str]:
     lines += ["", f"{cost(result)}. Again: `{result['command']}`", ""]
     lines += [f"![Dice of every case]({where}/figure.svg)", ""]
     if result.get("bench"):
-        lines += [*bench(result["bench"]), ""]
+        lines += [*bench(result["bench"]), *pairs(result.get("bench_pairs") or []), ""]
         if (path.parent / "bench.svg").exists():
             lines += [f"![Dice over time, memory and operations]({where}/bench.svg)", ""]
     return lines
@@ -105,7 +105,7 @@ def pairs(rows: Sequence[dict[str, Any]]) -> list[str]:
     head = ["setting", "against", "metric", "n", "seeds", "difference", "p"]
     lines = [
         [
-            r["setting"], r["against"], r["metric"], r["n_cases"], ", ".join(map(str, r["seeds"])),
+            r["setting"], r["against"], r["metric"], r["n_cases"], ", ".join(map(str, r.get("seeds", []))),
             interval(r["difference"], r["low"], r["high"]), chance(r["p_permutation"]),
         ]
         for r in kept
