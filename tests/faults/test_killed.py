@@ -26,6 +26,7 @@ def start(data: Path, out: Path, updates: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, str(ARROW), str(data), str(out), str(updates)],
         stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
     )  # fmt: skip
 
 
