@@ -94,7 +94,8 @@ class Reader:
                 [*self.prefix, "bash", "-ec", tools + text],
                 cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
                 env=self.environment,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in a shell's background
+                # in a shell's background it is ignored
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )  # fmt: skip
 
     def step(self, number: int, kind: str, how: str, text: str) -> None:
