@@ -146,6 +146,18 @@ RECOMMENDED: dict[str, Any] = {
     "p_foreground": 0.5,
     "augment": Augment().model_dump(),
 }
+BOXES: dict[str, Any] = {
+    "start": 0.25,
+    "ramp": 0.0,
+    "layers": ("I",),
+    "p_mix": 1.0,
+    "teacher": True,
+    "teacher_after": 0.0,
+    "guesses": 1,
+    "unlabelled_loss": "same",
+    "network_options": {"width": 16},
+}
+"""Over the recommended ones."""
 MALC_SUPERVISED: dict[str, Any] = {"share": 1.0, "lambda_u": 0.0}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
@@ -162,6 +174,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "released-code": {"layers": ("I", 1)},
     "recommended": RECOMMENDED,
     "small": {**RECOMMENDED, "network_options": {"width": 16}},
+    "boxes": {**RECOMMENDED, **BOXES},
     "tiny": {
         **RECOMMENDED,
         "network_options": {"width": 4},
