@@ -95,6 +95,12 @@ def pairs_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(a, b) for a, others in every for b in ([others] if isinstance(others, str) else others)]
 
 
+def made_from(plan: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the options of an arm or phase, with those of what it starts from in the place of its name."""
+    own = {**plan.get("phases", {}), **plan["arms"]}[name]
+    return {**own, "init": made_from(plan, own["init"])} if "init" in own else dict(own)
+
+
 def of_target(plan: Mapping[str, Any], rows: Sequence[ScoreRow]) -> list[ScoreRow]:
     """Return the rows of the target's cases, all where no site is the target."""
     return [row for row in rows if row.site == plan.get("target", row.site)]
@@ -235,7 +241,7 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
     Two arms are compared on the seeds that both have.
     """
     known = settings(plan)
-    recipes = {s: recipe(plan, plan["arms"][arm], *OWN) for s, (arm, _) in known.items()}
+    recipes = {s: recipe(plan, made_from(plan, arm), *OWN) for s, (arm, _) in known.items()}
     for setting, (arm, kind) in known.items():
         for seed in plan["seeds"]:
             runs = list(runs_of(plan, workspace, arm, seed))
@@ -280,7 +286,7 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
     dots = [(name, dice_of(over_seeds(list(runs.values())))) for name, runs in target.items()]
     write_text(
         folder / "figure.svg",
-        standalone(str(strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1)))),
+        standalone(str(strip(dots, axis="Dice of each case, over classes and seeds", limits=(0, 1)))),
     )
     print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 

@@ -243,7 +243,7 @@ def collect(name: str, plan: Mapping[str, Any], work: Path, out: Path) -> None:
     }
     write_json(out / "result.json", result)
     dots = [(s, dice_of(over_seeds(list(runs.values())))) for s, runs in scores.items()]
-    drawing = strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1))
+    drawing = strip(dots, axis="Dice of each case, over classes and seeds", limits=(0, 1))
     write_text(out / "figure.svg", standalone(str(drawing)))
     print(f"written: {out}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 

@@ -180,7 +180,7 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     }
     write_json(folder / "result.json", result)
     dots = [(arm, dice_of(over_seeds(list(runs.values())))) for arm, runs in scores.items()]
-    drawing = strip(dots, axis="Dice (mean of classes and seeds), a dot per case", limits=(0, 1))
+    drawing = strip(dots, axis="Dice of each case, over classes and seeds", limits=(0, 1))
     write_text(folder / "figure.svg", standalone(str(drawing)))
     if table.exists():
         write_text(folder / "bench.svg", table.with_suffix(".svg").read_text())

@@ -156,6 +156,13 @@ def test_each_checkpoint_of_each_fold_has_its_place(arms):
     assert {r.name: o for r, o in arms.runs_of(plan, Path("w"), "a", 1).items()} == {"a-seed1": []}
 
 
+def test_an_arm_is_made_from_all_that_it_starts_from(arms):
+    made = {"s": {"init": "f"}, "a": {"init": "s"}, "b": {"u": 1}}
+    plan = {"phases": {"f": {"set": ["x=1"]}}, "arms": made}
+    assert arms.made_from(plan, "a") == {"init": {"init": {"set": ["x=1"]}}}
+    assert arms.made_from(plan, "b") == {"u": 1}
+
+
 def rows(values, patients=None):
     """Return Dice of one class by case, as `seguro evaluate` has them."""
     return [ScoreRow(c, (patients or {}).get(c, c), "site", "a", "dice", v, "") for c, v in values.items()]
