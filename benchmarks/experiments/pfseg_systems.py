@@ -13,8 +13,10 @@ MSD data set that count as one); `grid` (fields of plan.json in both workspaces)
 further fields); `kinds` (name: workspace and options of `train`); `arms` (name: kind, seeds, more options);
 `pairs` (arm: arms that it is compared with, on the seeds that both have); `margins` (differences of such a
 pair that are asked for: setting, against, metric, and at_least or at_most); `bench` (run, with, and options
-of the command). The cascade, the controls and windows of other overlaps are compared with the bench's run
-case by case (`bench_pairs` of result.json).
+of the command). With `folds` every arm is trained on each of them and its cases are scored together; with
+`checkpoint: last` it is the last one of a run that is scored, not the one that validation chose. The cascade,
+the controls and windows of other overlaps are compared with the bench's run case by case (`bench_pairs` of
+result.json).
 """
 
 from __future__ import annotations
@@ -30,7 +32,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arms import METRICS, dice_of, merged, options, over_seeds, planned, rows_of, seguro
+from arms import (
+    METRICS,
+    dice_of,
+    merged,
+    options,
+    over_seeds,
+    planned,
+    predictions,
+    rows_of,
+    runs_of,
+    seguro,
+)
 from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
 
@@ -60,12 +73,14 @@ def workspace_of(work: Path, name: str, kind: str) -> Path:
     return work / f"{name}-{kind}.seguro"
 
 
-def run_of(work: Path, name: str, plan: Mapping[str, Any], arm: str, seed: int) -> Path:
-    return workspace_of(work, name, arm_of(plan, arm)["workspace"]) / "runs" / f"{arm}-seed{seed}"
+def arm_runs(work: Path, name: str, plan: Mapping[str, Any], arm: str, seed: int) -> dict[Path, list[str]]:
+    """Return the runs of one arm with one seed, one per fold, and their options of `train`."""
+    return runs_of(plan, workspace_of(work, name, arm_of(plan, arm)["workspace"]), arm, seed)
 
 
-def scores_of(run: Path, cases: str) -> Path:
-    return run / "predictions" / cases / "scores" / "scores.csv"
+def predicted(plan: Mapping[str, Any], run: Path) -> Path:
+    """Return where the predictions of a run lie that are scored."""
+    return predictions(plan, run, plan.get("checkpoint", "chosen"))
 
 
 def prepare(folder: Path, plan: Mapping[str, Any], data_root: Path, work: Path) -> None:
@@ -108,22 +123,22 @@ def merged_classes(source: Path, out: Path, merge: Mapping[str, Sequence[str]]) 
     return out
 
 
-def perform(plan: Mapping[str, Any], run: Path, arm: str, seed: int) -> None:
+def perform(plan: Mapping[str, Any], runs: Mapping[Path, list[str]], arm: str, seed: int) -> None:
     """Train, predict and evaluate one arm with one seed."""
-    workspace = run.parent.parent
     chosen = options(merged(plan.get("train", {}), train_options(plan, arm)))
-    seguro("train", workspace, *chosen, "--seed", seed, "--name", run.name)
-    seguro("predict", run, "--cases", plan["cases"], "--threads", 1)
-    seguro("evaluate", run / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1)
+    last = ["--last"] if plan.get("checkpoint") == "last" else []
+    for run, fold in runs.items():
+        seguro("train", run.parent.parent, *chosen, *fold, "--seed", seed, "--name", run.name)
+        seguro("predict", run, "--cases", plan["cases"], *last, "--threads", 1)
+        seguro("evaluate", predicted(plan, run), "--metrics", ",".join(METRICS), "--jobs", 1)
 
 
 def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
-    """Run the bench unless its table is there already."""
+    """Run the bench of seed 0 (and the first fold) unless its table is there already."""
     told = dict(plan["bench"])
-    seed = 0
 
     def path(arm: str) -> Path:
-        return run_of(work, folder.name, plan, arm, seed)
+        return next(iter(arm_runs(work, folder.name, plan, arm, 0)))
 
     run, others = path(told.pop("run")), [path(a) for a in told.pop("with", [])]
     if (run / "bench" / "bench.json").exists():
@@ -136,17 +151,21 @@ def measure(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
 
 
 def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
-    """Write result.json and figure.svg of the seeds of every arm that are scored."""
+    """Write result.json and figure.svg of the seeds of every arm that are scored, on all folds."""
+    folded = [k for k in ("folds", "checkpoint") if k in plan]
     recipes = {
-        arm: recipe(plan, arm_of(plan, arm), "cases", "merge", "grid", "workspaces") for arm in plan["arms"]
+        arm: recipe(plan, arm_of(plan, arm), "cases", "merge", "grid", "workspaces", *folded)
+        for arm in plan["arms"]
     }
     for arm, own in plan["arms"].items():
         for seed in own["seeds"]:
-            run = run_of(work, folder.name, plan, arm, seed)
-            if scores_of(run, plan["cases"]).exists():
-                recorded = read_json(run / "stage.json")["recorded"]
-                told = {k: recorded[k] for k in ("minutes", "updates", "machine")}
-                keep(folder, arm, seed, recipes[arm], read_csv(scores_of(run, plan["cases"])), told)
+            runs = list(arm_runs(work, folder.name, plan, arm, seed))
+            files = [predicted(plan, run) / "scores" / "scores.csv" for run in runs]
+            if all(file.exists() for file in files):
+                recorded = [read_json(run / "stage.json")["recorded"] for run in runs]
+                told = {k: recorded[0][k] for k in ("updates", "machine")}
+                told["minutes"] = round(sum(one["minutes"] for one in recorded), 2)
+                keep(folder, arm, seed, recipes[arm], [r for f in files for r in read_csv(f)], told)
     found = kept(folder, recipes, {arm: own["seeds"] for arm, own in plan["arms"].items()})
     scores = {arm: {seed: run.rows for seed, run in runs.items()} for arm, runs in found.items()}
     if not scores:
@@ -155,10 +174,12 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
         f"{a}, seed {s}" for a, t in plan["arms"].items() for s in t["seeds"] if s not in scores.get(a, {})
     ]
     pairs = compared(plan, scores)
-    run = run_of(work, folder.name, plan, plan["bench"]["run"], 0)
-    table = run / "bench" / "bench.json"
     measured = {"bench": None, "bench_pairs": []}
-    if table.exists():
+    table = None
+    if "bench" in plan:
+        run = next(iter(arm_runs(work, folder.name, plan, plan["bench"]["run"], 0)))
+        table = run / "bench" / "bench.json"
+    if table is not None and table.exists():
         measured = {"bench": read_json(table), "bench_pairs": bench_pairs(run)}
     elif (folder / "result.json").exists():  # measured in another workspace
         before = read_json(folder / "result.json")
@@ -182,7 +203,7 @@ def collect(folder: Path, plan: Mapping[str, Any], work: Path) -> None:
     dots = [(arm, dice_of(over_seeds(list(runs.values())))) for arm, runs in scores.items()]
     drawing = strip(dots, axis="Dice of each case, over classes and seeds", limits=(0, 1))
     write_text(folder / "figure.svg", standalone(str(drawing)))
-    if table.exists():
+    if table is not None and table.exists():
         write_text(folder / "bench.svg", table.with_suffix(".svg").read_text())
     print(f"written: {folder.name}/result.json, figure.svg; not run: {', '.join(missing) or 'none'}")
 
@@ -257,8 +278,8 @@ def main() -> int:
         every = sorted({s for arm in chosen for s in plan["arms"][arm]["seeds"]})
         for seed, arm in product(every, chosen):
             if seed in plan["arms"][arm]["seeds"]:
-                perform(plan, run_of(given.work, folder.name, plan, arm, seed), arm, seed)
-        if not given.no_bench:
+                perform(plan, arm_runs(given.work, folder.name, plan, arm, seed), arm, seed)
+        if "bench" in plan and not given.no_bench:
             measure(folder, plan, given.work)
     collect(folder, plan, given.work)
     return 0

@@ -31,6 +31,7 @@ METHOD = Path(__file__).parents[2] / "src" / "seguro" / "methods" / "pfseg"
 EXPERIMENTS = Path(__file__).parents[2] / "benchmarks" / "experiments"
 NAMES = sorted(p.parent.name for p in EXPERIMENTS.glob("pfseg_*/experiment.yaml"))
 PLANS = {name: read_yaml(EXPERIMENTS / name / "experiment.yaml") for name in NAMES}
+ABLATED = [name for name in NAMES if "us" in PLANS[name]["arms"]]
 
 
 @pytest.fixture
@@ -58,18 +59,22 @@ def config_of(systems, plan, arm) -> dict:
 def test_every_arm_command_and_pair_is_valid(name, systems):
     plan = PLANS[name]
     configs = {arm: config_of(systems, plan, arm) for arm in plan["arms"]}
-    parsed("check", ["DATA", *systems.options({**plan["check"], "patients": "split.csv"})])
+    parsed("check", ["DATA", *systems.options({**plan.get("check", {}), "patients": "split.csv"})])
     folds = parsed("plan", ["DATA", *systems.options(plan["plan"])])["folds"]
-    rows = (EXPERIMENTS / name / "split.csv").read_text().splitlines()
-    assert folds <= sum(r.endswith(",train") for r in rows)
+    if "folds" in plan:  # tested on what is left out, which then must not choose the model
+        assert plan["folds"] == list(range(folds)) and plan["checkpoint"] == "last"
+    else:
+        rows = (EXPERIMENTS / name / "split.csv").read_text().splitlines()
+        assert folds <= sum(r.endswith(",train") for r in rows)
     total = np.prod(plan["grid"]["strides"], axis=0)
     assert all((np.array(edit["patch"]) % total == 0).all() for edit in plan["workspaces"].values())
     for one, others in plan["pairs"].items():
         assert {one, *others} <= set(configs)
-    told = {**plan["bench"], "with": ["RUN"], "second": "RUN"}
-    parsed("bench", ["pfseg", told.pop("run"), *systems.options(told)])
-    assert {plan["bench"]["run"], plan["bench"]["second"], *plan["bench"]["with"]} <= set(configs)
-    assert all(0 in plan["arms"][a]["seeds"] for a in (plan["bench"]["run"], *plan["bench"]["with"]))
+    if bench := plan.get("bench"):
+        told = {**bench, "with": ["RUN"], "second": "RUN"}
+        parsed("bench", ["pfseg", told.pop("run"), *systems.options(told)])
+        assert {bench["run"], bench["second"], *bench["with"]} <= set(configs)
+        assert all(0 in plan["arms"][a]["seeds"] for a in (bench["run"], *bench["with"]))
     for field in ("learning_rate", "average", "schedule", "clip", "weight_decay", "augment"):
         assert all(c[field] == configs["pfseg"][field] for c in configs.values()), field
     for config in configs.values():  # neither has what the other lacks
@@ -133,7 +138,7 @@ def count(*modules) -> int:
     return sum(p.numel() for m in modules for p in m.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ABLATED)
 def test_the_arms_have_the_same_network_at_the_resolution_they_work_at(name, systems):
     made = {arm: built(systems, PLANS[name], arm) for arm in PLANS[name]["arms"]}
     own = {arm: m.modules["network"] for arm, m in made.items()}
@@ -161,7 +166,7 @@ def test_only_windows_are_predicted_in_windows(name, systems):
         assert isinstance(tiling, Windows if arm == "windows" else Whole), arm
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ABLATED)
 def test_each_step_of_the_ablation_adds_one_thing(name, systems):
     plan = PLANS[name]
     arms = ("us", "sr", "tel", "ssl", "sgm", "varied", "pfseg")
@@ -182,17 +187,25 @@ def test_each_step_of_the_ablation_adds_one_thing(name, systems):
     assert all(c == apart[0] for c in apart)
 
 
+def test_the_folds_are_trained_as_the_small_experiment():
+    small, folds = (PLANS[f"pfseg_chaos_{n}"] for n in ("small", "folds"))
+    for field in ("data", "merge", "grid", "workspaces", "kinds"):
+        assert folds[field] == small[field], field
+    assert folds["train"]["updates"] == small["train"]["updates"]
+    assert all({**own, "seeds": []} == {**small["arms"][a], "seeds": []} for a, own in folds["arms"].items())
+
+
 def test_what_is_there_is_collected_seed_by_seed(systems, tmp_path, monkeypatch):
     name = "pfseg_chaos_small"
     plan, folder = PLANS[name], tmp_path / name
     folder.mkdir()
     dice = {("pfseg", 0): 0.8, ("pfseg", 2): 0.6, ("low", 0): 0.5, ("us", 1): 0.9}
     for (arm, seed), value in dice.items():
-        run = systems.run_of(tmp_path, name, plan, arm, seed)
+        [run] = systems.arm_runs(tmp_path, name, plan, arm, seed)
         rows = [
             ScoreRow(f"chaos_3{i}", f"chaos_3{i}", "", "liver", "dice", value + i / 100) for i in range(3)
         ]
-        write_csv(systems.scores_of(run, plan["cases"]), rows)
+        write_csv(systems.predicted(plan, run) / "scores" / "scores.csv", rows)
         write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 250, "machine": "m"}})
     systems.collect(folder, plan, tmp_path)
     found = read_json(folder / "result.json")
@@ -215,7 +228,7 @@ def test_the_cascade_and_the_controls_are_compared_with_the_run_of_the_bench(sys
     name = "pfseg_chaos_small"
     plan, folder = PLANS[name], tmp_path / name
     folder.mkdir()
-    run = systems.run_of(tmp_path, name, plan, "pfseg", 0)
+    [run] = systems.arm_runs(tmp_path, name, plan, "pfseg", 0)
     dice = {
         "pfseg-seed0": 0.8,
         "us-seed0": 0.5,
@@ -227,7 +240,7 @@ def test_the_cascade_and_the_controls_are_compared_with_the_run_of_the_bench(sys
         write_csv(folder_of(run / "bench", system) / "scores" / "scores.csv", rows)
     write_json(run / "bench" / "bench.json", {"rows": [{"system": s} for s in dice]})
     (run / "bench" / "bench.svg").write_text("<svg/>")
-    write_csv(systems.scores_of(run, "test"), rows)
+    write_csv(systems.predicted(plan, run) / "scores" / "scores.csv", rows)
     write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 400, "machine": "m"}})
     systems.collect(folder, plan, tmp_path)
     found = read_json(folder / "result.json")["bench_pairs"]
@@ -245,8 +258,9 @@ def test_what_another_machine_ran_is_collected_too_unless_the_recipe_changed(sys
     plan, folder = PLANS[name], tmp_path / name
     folder.mkdir()
     for work, arm in (("one", "low"), ("other", "us")):
-        run = systems.run_of(tmp_path / work, name, plan, arm, 0)
-        write_csv(systems.scores_of(run, "test"), [ScoreRow("c", "c", "", "liver", "dice", 0.5, "")])
+        [run] = systems.arm_runs(tmp_path / work, name, plan, arm, 0)
+        rows = [ScoreRow("c", "c", "", "liver", "dice", 0.5, "")]
+        write_csv(systems.predicted(plan, run) / "scores" / "scores.csv", rows)
         write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 250, "machine": work}})
         systems.collect(folder, plan, tmp_path / work)
     found = read_json(folder / "result.json")
@@ -255,6 +269,23 @@ def test_what_another_machine_ran_is_collected_too_unless_the_recipe_changed(sys
     systems.collect(folder, changed, tmp_path / "one")
     assert read_json(folder / "result.json")["seed"] == {"low": [0]}
     assert "us-seed0.csv is of another recipe" in capsys.readouterr().out
+
+
+def test_an_arm_counts_once_all_its_folds_are_scored(systems, tmp_path):
+    name = "pfseg_chaos_folds"
+    plan, folder = PLANS[name], tmp_path / name
+    folder.mkdir()
+    runs = {arm: list(systems.arm_runs(tmp_path, name, plan, arm, 0)) for arm in ("pfseg", "windows")}
+    for fold, run in [*enumerate(runs["pfseg"]), *enumerate(runs["windows"][:3])]:
+        rows = [ScoreRow(f"c{fold}", f"c{fold}", "", "liver", "dice", fold / 10, "")]
+        write_csv(run / "predictions" / "validation-last" / "scores" / "scores.csv", rows)
+        write_json(run / "stage.json", {"recorded": {"minutes": 1.0, "updates": 400, "machine": "m"}})
+    systems.collect(folder, plan, tmp_path)
+    found = read_json(folder / "result.json")
+    assert found["seed"] == {"pfseg": [0]} and found["minutes"] == {"pfseg": [4.0]}
+    mean = next(r for r in found["rows"] if r["class"] == "mean")
+    assert mean["value"] == pytest.approx(0.15) and mean["n"] == 4
+    assert found["bench"] is None
 
 
 @pytest.mark.parametrize(
