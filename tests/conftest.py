@@ -78,3 +78,39 @@ def untrained_run(data: Path, folder: Path, name: str = "supervised", **planned:
     )
     (run / "config.yaml").write_text("fold: '0'\n")
     return run
+
+
+@pytest.fixture(scope="session")
+def clip_weights() -> dict[str, Any]:
+    """Made weights of the image half of CLIP: width 128, two blocks, 3 x 3 patches, 10 numbers."""
+    import torch
+
+    width, depth = 128, 2
+    rng = torch.Generator().manual_seed(0)
+
+    def some(*shape: int) -> Any:
+        return torch.randn(*shape, generator=rng) / shape[-1] ** 0.5
+
+    out: dict[str, Any] = {
+        "conv1.weight": some(width, 3, 4, 4),
+        "class_embedding": some(width),
+        "positional_embedding": some(9 + 1, width),
+        "proj": some(width, 10),
+    }
+    for name in (
+        "ln_pre",
+        "ln_post",
+        *(f"transformer.resblocks.{i}.ln_{k}" for i in range(depth) for k in (1, 2)),
+    ):
+        out |= {f"{name}.weight": 1 + some(width), f"{name}.bias": some(width)}
+    for i in range(depth):
+        at = f"transformer.resblocks.{i}"
+        out |= {
+            f"{at}.attn.in_proj_weight": some(3 * width, width),
+            f"{at}.attn.in_proj_bias": some(3 * width),
+        }
+        for name, (cout, cin) in {
+            "attn.out_proj": (width, width), "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)
+        }.items():  # fmt: skip
+            out |= {f"{at}.{name}.weight": some(cout, cin), f"{at}.{name}.bias": some(cout)}
+    return out

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.networks.translator import DomainNorm, Encoder, Gate, LabelBranch
 
 WIDTHS = {4: 512, 8: 512, 16: 512, 32: 512, 64: 512, 128: 256, 256: 128, 512: 64}
@@ -120,3 +120,78 @@ def test_labels_follow_the_maps():
 def test_too_many_stages_are_refused():
     with pytest.raises(ConfigError, match="nothing below 4"):
         small(blocks=(1, 1, 1, 1))
+
+
+class Block(nn.Module):
+    """A block of an IResNet, with the names that insightface has for its parts."""
+
+    def __init__(self, cin: int, cout: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(c) for c in (cin, cout, cout))
+        self.conv1 = nn.Conv2d(cin, cout, 3, 1, 1, bias=False)
+        self.prelu = nn.PReLU(cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, stride, 1, bias=False)
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+
+    def forward(self, x):
+        y = self.bn3(self.conv2(self.prelu(self.bn2(self.conv1(self.bn1(x))))))
+        return y + (self.downsample(x) if hasattr(self, "downsample") else x)
+
+
+class Face(nn.Module):
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 4, 3, 1, 1, bias=False)
+        self.bn1, self.prelu = nn.BatchNorm2d(4), nn.PReLU(4)
+        self.layer1 = nn.Sequential(Block(4, 4, 2), Block(4, 4, 1))
+        self.layer2 = nn.Sequential(Block(4, 8, 2))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.layer1(self.prelu(self.bn1(self.conv1(x))))
+        return [x, self.layer2(x)]
+
+
+def face(channels: int = 3) -> Face:
+    """Return one whose statistics and slopes are not those of a new one."""
+    torch.manual_seed(3)
+    made = Face(channels).train()
+    for _ in range(3):
+        made(2 * torch.randn(8, channels, 16, 16) + 1)
+    for module in made.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.PReLU)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return made.eval()
+
+
+def test_the_backbone_of_another_network_is_taken_over_for_every_domain():
+    theirs = face()
+    encoder = Encoder(32, 3, 8, 16, {4: 8, 8: 8, 16: 8, 32: 4}, blocks=(2, 1), width=4, reduction=2).eval()
+    encoder.start_from(theirs.state_dict())
+    image, found = torch.randn(2, 3, 32, 32), []
+    for stage in encoder.stages:
+        stage[-1].register_forward_hook(lambda module, args, out: found.append(out))
+    encoder(image, torch.tensor([0, 1]), torch.tensor([0, 1]))
+    for ours, wanted in zip(found, theirs(image), strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+def test_of_other_channels_the_first_convolution_is_left_as_it_is():
+    encoder = small(norm="batch", blocks=(2, 1))
+    before = encoder.stem.weight.clone()
+    loaded = encoder.start_from(face().state_dict())
+    assert torch.equal(encoder.stem.weight, before) and "stem.weight" not in loaded
+    assert torch.equal(encoder.stages[1][0].second.weight, face().layer2[0].conv2.weight)
+
+
+@pytest.mark.parametrize(
+    "lost", ["layer2.0.conv2.weight", "layer1.0.downsample.1.running_var", "conv1.weight"]
+)
+def test_a_backbone_that_does_not_fit_is_refused_whole(lost):
+    encoder = small(norm="batch", blocks=(2, 1))
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    weights = {k: v for k, v in face().state_dict().items() if k != lost}
+    with pytest.raises(DataError, match="tensors are not there or of another shape"):
+        encoder.start_from(weights)
+    assert all(torch.equal(v, before[k]) for k, v in encoder.state_dict().items())

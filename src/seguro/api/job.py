@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BUDGET = "1h"
 TRAIN_SCHEMA = 1
+FILES = ("perceptual", "pretrained", "embedding")
+"""Options of methods that may name a file of a network from elsewhere, which the run then depends on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def resolve(
     reads = {f"case/{c.id}": c.hash for c in (*train, *validation)}
     reads["plan.json"] = sha256_file(workspace / "plan" / "plan.json")
     reads |= _beginning(options, getattr(config, "weights", None))
+    files = {name: getattr(config, name, None) for name in FILES}
+    reads |= {name: sha256_file(Path(f)) for name, f in files.items() if f and Path(f).is_file()}
     resolved = {
         "method": options.method,
         "preset": preset,

@@ -240,6 +240,7 @@ class Server:
         online = self.fleet.nodes()
         here = self.roster.here(online)
         record.missing |= {s: "not reachable" for s in self.federation.sites if s not in here}
+        here = self._concerned(here, record)
         due = record.of_round > 0 and record.of_round % self.strategy.evaluate_every == 0
         chosen = self._chosen(here, record.number)
         actions: dict[str, Action] = {s: "train" for s in chosen}
@@ -247,6 +248,18 @@ class Server:
             actions |= {s: "evaluate" for s in here if s not in chosen}
         record.missing |= {s: "not drawn" for s in here if s not in actions}
         self._collect(actions, record, evaluate=due)
+
+    def _concerned(self, here: Sequence[str], record: Round) -> list[str]:
+        """Return the sites that the method can learn from or be scored at; the others are sent no weights."""
+        if self.method.needs.labels != "all":
+            return list(here)
+        bare = {s for s in here if not self.roster.facts[s]["n_labelled"]}
+        why = f"no labelled case there, and method {self.federation.method} learns from no other"
+        for site in sorted(bare):
+            record.missing[site] = why
+            if record.number == 1:
+                self.say(f"site {site}: {why}; it is asked for nothing")
+        return [s for s in here if s not in bare]
 
     def _chosen(self, here: Sequence[str], number: int) -> list[str]:
         """Return the sites of a round, drawn where the strategy takes a fraction."""
@@ -304,7 +317,7 @@ class Server:
             return
         record = Round(self.round + 1, "evaluate", self.round)
         self._welcome(record)
-        here = self.roster.here(self.fleet.nodes())
+        here = self._concerned(self.roster.here(self.fleet.nodes()), record)
         self._collect({s: "evaluate" for s in here}, record, evaluate=True)
         self._score(record)
         self._save()

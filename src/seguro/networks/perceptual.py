@@ -12,12 +12,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as parse
 from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_checked
+from seguro.networks.weights import tensors_from
 
 PLACES = (0, 3, 6, 8, 10)
 """Of the convolutions among torchvision's `features`; the distance is taken after each one's ReLU."""
@@ -107,12 +105,4 @@ def perceptual_from(path: Path) -> Perceptual:
         ConfigError: another kind of file.
         DataError: no such file, or it has other tensors.
     """
-    if path.suffix != ".safetensors":
-        raise ConfigError(
-            f"perceptual={path}: expected a .safetensors file; a pickled checkpoint can run code when opened "
-            "and is never loaded: convert its state_dict with safetensors where you trust it"
-        )
-    try:
-        return Perceptual(parse(read_checked(path).data))
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error}); copy it again") from error
+    return Perceptual(tensors_from(path, "perceptual"))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load as parse
 from torch import Tensor
 
 from seguro.core.errors import ConfigError, DataError
-from seguro.core.files import read_checked
 from seguro.networks.encoders import DEPTHS, ResNet
+from seguro.networks.weights import tensors_from
 
 ONLINE, TIMM = "online", "timm"
 PREFIX = "backbone."
@@ -33,7 +31,8 @@ def start_from(encoder: ResNet, weights: str) -> list[str]:
         ConfigError: a file of another kind, another network than "online" has, no package or no network.
     """
     download = {ONLINE: _online, TIMM: _timm}.get(weights)
-    found = download(encoder) if download else _file(Path(weights))
+    also = f", {ONLINE!r} or {TIMM!r}"
+    found = download(encoder) if download else tensors_from(Path(weights), "weights", also=also)
     found = {k.removeprefix(PREFIX): v for k, v in found.items()}
     found = {k: v for k, v in found.items() if not k.startswith(HEADS)}
     own = encoder.state_dict()
@@ -50,20 +49,6 @@ def start_from(encoder: ResNet, weights: str) -> list[str]:
         )
     encoder.load_state_dict({**own, **{k: found[k] for k in trunk & set(found)}})
     return sorted(trunk & set(found))
-
-
-def _file(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix != ".safetensors":
-        raise ConfigError(
-            f"weights {path}: expected a .safetensors file, {ONLINE!r} or {TIMM!r}; a pickled checkpoint can "
-            "run code when opened and is never loaded: convert its state_dict with safetensors where you "
-            "trust it"
-        )
-    try:
-        found: Mapping[str, Tensor] = parse(read_checked(path).data)
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error}); copy it again") from error
-    return found
 
 
 def _online(encoder: ResNet) -> Mapping[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seguro.core.errors import ConfigError
+from seguro.core.errors import ConfigError, DataError
 from seguro.networks.equalized import SLOPE, pixel_norm
 
 Norm = Literal["batch", "group", "instance"]
@@ -28,6 +28,9 @@ BranchNorm = Literal["batch", "group", "instance", "none"]
 GROUPS = 8
 POOLED = 3
 """Pixels across to which every stage is averaged before the codes are read from it."""
+
+KEPT = ("own", "num_batches_tracked")
+"""Of a normalization: what differs between domains, and what has no effect."""
 
 Contents = dict[int, tuple[Tensor, Tensor]]
 """Resolution r -> (feature (N, C, r, r), already times its mask, and the mask (N, 1, r, r) in [0, 1))."""
@@ -236,6 +239,53 @@ class Encoder(nn.Module):
                 x = block(x, domain)
             outputs.append(x)
         return self._codes(outputs, wanted), self._content(outputs, domain)
+
+    def start_from(self, weights: Mapping[str, Tensor]) -> list[str]:
+        """Take the backbone from an IResNet that was trained elsewhere (ArcFace, as published); return names.
+
+        Every domain starts from its normalization; codes and content are left as they are, and so is the
+        first convolution where images have other channels.
+
+        Args:
+            weights: with the names of insightface's IResNet; its head (`bn2`, `fc`, `features`) is left out.
+
+        Raises:
+            DataError: names or shapes that do not agree; nothing is loaded in part.
+        """
+        new: dict[str, Tensor] = {}
+        for own, theirs in self._twins():
+            for name, value in self.get_submodule(own).state_dict().items():
+                kind = name.removeprefix("plain.").split(".", 1)[-1] if "plain." in name else name
+                new |= {} if kind in KEPT else {f"{own}.{name}": weights.get(f"{theirs}.{kind}", value[:0])}
+        own_state = self.state_dict()
+        first = weights.get("conv1.weight")
+        if first is not None and first.shape[1] != own_state["stem.weight"].shape[1]:
+            del new["stem.weight"]
+        wrong = sorted(name for name, value in new.items() if value.shape != own_state[name].shape)
+        if first is None or wrong:
+            raise DataError(
+                f"weights of an encoder: {len(wrong)} of {len(new)} tensors are not there or of another "
+                f"shape, first {wrong[0] if wrong else 'conv1.weight'}; give those of an IResNet of the same "
+                "blocks and width (IResNet-50 for preset paper)"
+            )
+        self.load_state_dict({**own_state, **{k: v.to(own_state[k].dtype) for k, v in new.items()}})
+        return sorted(new)
+
+    def _twins(self) -> list[tuple[str, str]]:
+        """Return the parts of the backbone, and what insightface calls them."""
+        out = [("stem", "conv1"), ("stem_norm", "bn1"), ("stem_bend", "prelu")]
+        for i, stage in enumerate(self.stages):
+            for j in range(len(stage)):  # type: ignore[arg-type]  # a ModuleList
+                own, theirs = f"stages.{i}.{j}", f"layer{i + 1}.{j}"
+                out += [(f"{own}.norms.{k}", f"{theirs}.bn{k + 1}") for k in range(3)]
+                out += [(f"{own}.first", f"{theirs}.conv1"), (f"{own}.bend", f"{theirs}.prelu")]
+                out += [(f"{own}.second", f"{theirs}.conv2")]
+            short = f"stages.{i}.0.shortcut"
+            out += [
+                (short, f"layer{i + 1}.0.downsample.0"),
+                (f"{short}_norm", f"layer{i + 1}.0.downsample.1"),
+            ]
+        return out
 
     def _codes(self, outputs: Sequence[Tensor], wanted: Tensor) -> Tensor:
         pooled = torch.cat([F.adaptive_avg_pool2d(x.float(), POOLED).flatten(1) for x in outputs], dim=1)

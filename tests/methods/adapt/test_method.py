@@ -88,6 +88,26 @@ def test_feature_maps_are_compared_where_a_file_is_named(sites, tmp_path):
         sites.method(perceptual=str(tmp_path / "none.safetensors")).optimisers()
 
 
+def test_the_backbone_may_start_from_a_file(sites, tmp_path):
+    file, made = tmp_path / "face.safetensors", sites.method()
+    encoder = made.modules["encoder"]
+    torch.manual_seed(5)
+    weights = {"conv1.weight": torch.randn(encoder.stem.out_channels, 3, 3, 3)}  # of color images
+    for own, theirs in encoder._twins()[1:]:
+        for name, value in encoder.get_submodule(own).state_dict().items():
+            if name != "own":
+                weights[f"{theirs}.{name}"] = torch.randn_like(value)
+    save_file(weights, file)
+    ours, before = sites.method(pretrained=str(file)), encoder.stem.weight.clone()
+    ours.modules.load_state_dict(made.modules.state_dict())
+    ours.optimisers()
+    taken = ours.modules["encoder"]
+    assert torch.equal(taken.stages[1][0].first.weight, weights["layer2.0.conv1.weight"])
+    assert torch.equal(taken.stem.weight, before)
+    with pytest.raises(DataError):
+        sites.method(pretrained=str(tmp_path / "none.safetensors")).optimisers()
+
+
 def test_few_labels_of_the_target_join(sites, tmp_path):
     trained(sites, tmp_path / "few", target="site3", updates=2)
     trained(sites, tmp_path / "none", updates=2)

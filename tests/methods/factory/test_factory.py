@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from seguro.core.errors import ConfigError, DataError
 from seguro.data.frame import frame_of, z_bin
@@ -17,6 +18,7 @@ from seguro.methods.factory.augment import Adaptive
 from seguro.methods.factory.config import FactoryConfig
 from seguro.methods.factory.losses import angle
 from seguro.methods.factory.method import MADE_BATCH, Asked
+from seguro.networks.clip import Clip
 from seguro.networks.descriptor import descriptor
 
 
@@ -139,6 +141,24 @@ def test_both_networks_read_the_embedding(toy):
         made.turn(update)
     after = made.method.modules.state_dict()
     assert all(not torch.equal(after[k], v) for k, v in before.items())
+
+
+def test_weights_of_clip_from_a_file_give_the_embedding(toy, tmp_path, clip_weights):
+    file, length = tmp_path / "clip.safetensors", clip_weights["proj"].shape[1]
+    save_file(clip_weights, file)
+    made = toy(embedding=str(file), embedding_length=length, guide_share=1.0, domains=("a", "b"))
+    logged = [made.turn(u) for u in range(12)]
+    image = torch.cat([made.batch(u).image for u in range(0, 12, 2)])
+    known = made.method.state()["embeddings"][0, :-1]
+    torch.testing.assert_close(known, Clip(clip_weights)(image).sum(0), rtol=1e-4, atol=1e-4)
+    assert any("guide" in names for names in logged)
+    assert not any(
+        "resblocks" in name for name in made.method.modules.state_dict()
+    )  # it is no part of the model
+    with pytest.raises(ConfigError, match=f"set embedding_length={length}"):
+        toy(embedding=str(file))
+    with pytest.raises(ValidationError, match="never loaded"):
+        FactoryConfig(embedding="clip.pt")
 
 
 def test_the_guide_pulls_made_images_towards_their_site():

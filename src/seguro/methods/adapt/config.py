@@ -39,6 +39,10 @@ class AdaptConfig(GeneratorConfig):
     mean_styles: int = Field(100_000, ge=1)
     """Random styles whose mean is the mean code of a domain."""
 
+    pretrained: str | None = None
+    """A .safetensors file with the weights of an IResNet, such as ArcFace's, that the encoder's backbone
+    starts from in either stage, as published; null for chance, and in stage adapt for the run of `--init`.
+    Read once, when training begins."""
     blocks: tuple[int, ...] = (3, 4, 14, 3)
     """Residual blocks of each stage of the encoder; content at as many resolutions."""
     encoder_width: int = Field(64, ge=1)
@@ -160,7 +164,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mean_styles": 4096,
         "blocks": (1, 1, 1),
         "encoder_width": 16,
-        "hidden": 32,
+        "hidden": 64,
         "average": 0.99,
         "augment": NO_AUGMENT.model_copy(
             update={"p_spatial": 0.5, "elastic_vox": 0.0, "mirror": True}
@@ -174,7 +178,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mean_styles": 64,
         "blocks": (1, 1),
         "encoder_width": 16,
-        "hidden": 16,
+        "hidden": 64,
         "average": 0.9,
     },
 }

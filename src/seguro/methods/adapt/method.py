@@ -26,6 +26,7 @@ from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, 
 from seguro.methods.generators import generator_of
 from seguro.networks.perceptual import Perceptual, perceptual_from
 from seguro.networks.translator import Encoder, LabelBranch
+from seguro.networks.weights import tensors_from
 
 MONITORS = {"translated": "min:translated", "cycle": "min:cycle", "dice": "max:dice", "last": None}
 BETAS = (0.95, 0.999)
@@ -100,6 +101,8 @@ class Adapt:
         c, encoder, generator = self.config, self.modules["encoder"], self.modules["generator"]
         if c.perceptual is not None:
             self._looks = perceptual_from(Path(c.perceptual)).to(next(generator.parameters()).device)
+        if c.pretrained is not None:
+            encoder.start_from(tensors_from(Path(c.pretrained), "pretrained"))  # type: ignore[operator]
         rng = torch.Generator(device=next(generator.parameters()).device).manual_seed(0)
         means = generator.mean_code(c.mean_styles, rng)  # type: ignore[operator]
         sides = [means[list(side)].mean(0) for side in self._of_generator]

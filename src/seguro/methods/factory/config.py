@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seguro.methods.generators import SMALL, TINY, GeneratorConfig
 
@@ -41,9 +41,12 @@ class FactoryConfig(GeneratorConfig):
     """Images over which the probability of augmentation may go from 0 to 1."""
     augment_every: int = Field(8, ge=1)
     """Turns of the discriminator from one change of the probability to the next."""
-    embedding: Literal["none", "descriptor"] = "none"
-    """What sums up the images of a site for both networks, in half of the turns: nothing, or the mean of 32
-    hand-made numbers (networks/descriptor.py). Published: CLIP, a network from elsewhere."""
+    embedding: str = "none"
+    """What sums up the images of a site for both networks, in half of the turns: none; descriptor, the mean
+    of 32 hand-made numbers (networks/descriptor.py); or, as published, that of CLIP's, whose weights lie in
+    the .safetensors file that is named here (networks/clip.py). The file is read when training begins."""
+    embedding_length: int = Field(768, ge=1)
+    """Numbers of CLIP's embedding: 768 for ViT-L/14."""
     guide: float = Field(50.0, ge=0)
     """Weight of the squared angle between the embeddings of made images and of their site, in the turns that
     are given it, while refining."""
@@ -51,6 +54,15 @@ class FactoryConfig(GeneratorConfig):
     """Part of training, at its end, that refines."""
     discriminator: Literal["shared", "local"] = "shared"
     """Whether it leaves a site: local cuts messages by a third and tells less, and departs from the paper."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.embedding not in ("none", "descriptor") and not self.embedding.endswith(".safetensors"):
+            raise ValueError(
+                f"embedding is {self.embedding!r}; expected none, descriptor, or a .safetensors file with "
+                "the weights of CLIP (a pickled checkpoint can run code when opened and is never loaded)"
+            )
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from seguro.core.errors import DataError
+from seguro.core.errors import ConfigError, DataError
 from seguro.data.frame import frame_of, z_bin
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
@@ -23,6 +24,7 @@ from seguro.methods.factory.augment import Adaptive
 from seguro.methods.factory.config import PRESETS, FactoryConfig
 from seguro.methods.generators import generator_of
 from seguro.networks.augmentation import apply, draw
+from seguro.networks.clip import clip_from
 from seguro.networks.descriptor import LENGTH, descriptor
 from seguro.networks.discriminator import Discriminator
 
@@ -51,7 +53,7 @@ class Asked:
     condition: Tensor
     """(N, domains + z_bins)."""
     embedding: Tensor | None
-    """(N, LENGTH) of their domains' real images; zeros where there are none yet."""
+    """(N, length) of their domains' real images; zeros where there are none yet."""
 
     def every_second(self) -> Asked:
         """Return what every second image is to show."""
@@ -75,7 +77,7 @@ class Factory:
         self.needs = replace(type(self).needs, group=config.group)  # type: ignore[misc]  # of this run
         c, channels = config, len(plan.channels)
         self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
-        length = LENGTH if c.embedding == "descriptor" else 0
+        length = {"none": 0, "descriptor": LENGTH}.get(c.embedding, c.embedding_length)
         generator = generator_of(c, channels, embedding=length)
         judge = Discriminator(
             c.size,
@@ -94,10 +96,23 @@ class Factory:
         """Running mean of the path length."""
         self._embeddings = torch.zeros(generator.domains if length else 0, length + 1)
         """Sum of the embeddings of the real images of each domain that were seen here, and how many."""
+        self._embed: Callable[[Tensor], Tensor] = descriptor
+        """Unit vectors of images (N, C, size, size)."""
 
     def optimisers(self) -> dict[str, Optim]:
-        """Return one Adam each, its rate and memory shortened for the turns that regularize (appendix B)."""
+        """Return one Adam each, its rate and memory shortened for the turns that regularize (appendix B).
+
+        Weights of CLIP, where the config names a file, are read here, as training begins.
+        """
         c = self.config
+        if c.embedding not in ("none", "descriptor"):
+            clip = clip_from(Path(c.embedding)).to(next(self.modules.parameters()).device)
+            if clip.length != c.embedding_length:
+                raise ConfigError(
+                    f"embedding={c.embedding}: it gives {clip.length} numbers and embedding_length is "
+                    f"{c.embedding_length}: set embedding_length={clip.length}"
+                )
+            self._embed = clip
         made: dict[str, Optim] = {}
         for name, module, every, average in (
             ("g", "generator", c.path_every, {"generator": c.average}),
@@ -146,7 +161,8 @@ class Factory:
 
     def _observe(self, batch: Batch, run: Run) -> None:
         """Take real images into the mean embeddings of their domains, the same on every rank."""
-        rows = F.pad(descriptor(batch.image), (0, 1), value=1.0)
+        with torch.no_grad():
+            rows = F.pad(self._embed(batch.image), (0, 1), value=1.0)
         new = torch.zeros_like(self._embeddings).index_add_(0, batch.domain, rows)
         self._embeddings = self._embeddings + run.mean(new) * run.world
 
@@ -200,7 +216,7 @@ class Factory:
             logged |= {"loss": loss.detach(), "g": loss.detach()}
             refines = run.update >= (1 - c.guide_share) * run.updates
             if refines and y.embedding is not None:
-                logged["guide"] = guide = losses.angle(descriptor(made), y.embedding)
+                logged["guide"] = guide = losses.angle(self._embed(made), y.embedding)
                 loss = loss + c.guide * guide
             run.backward(loss)
         run.step("g")
