@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer.main
 from click import Context
+from scipy import ndimage
 
 from seguro import api
 from seguro.cli.bench import folder_of
@@ -185,6 +187,21 @@ def test_each_step_of_the_ablation_adds_one_thing(name, systems):
     assert places[6] == (default.guidance, default.inject)
     apart = [{k: v for k, v in c.items() if k not in w} for c, w in zip(chain, weights, strict=True)]
     assert all(c == apart[0] for c in apart)
+
+
+def test_restoration_is_compared_with_the_enlarged_image(systems, monkeypatch):
+    """It begins as that image; a brighter one is further off, by a known number of decibels."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    restoration = importlib.import_module("restoration")
+    method = built(systems, PLANS["pfseg_chaos_small"], "pfseg")
+    method.modules.eval()
+    image = ndimage.gaussian_filter(np.random.default_rng(0).random((17, 50, 48), np.float32), 2)
+    image = torch.from_numpy(image)[None, None]
+    found, enlarged = restoration.restored(method, image)
+    assert found == pytest.approx(enlarged, abs=1e-3) and 10 < enlarged < 60
+    with torch.no_grad():
+        method.modules["restorer"].tail.head.bias.add_(0.1)
+    assert restoration.restored(method, image)[0] == pytest.approx(20, abs=1)
 
 
 def test_the_folds_are_trained_as_the_small_experiment():
