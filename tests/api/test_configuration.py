@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from seguro.api import planned_for
+from seguro.api import default_network, planned_for
 from seguro.data.planner import PlanOptions
 
 
@@ -25,3 +25,11 @@ def test_a_plan_that_is_there_is_left_alone(tmp_path):
     assert planned_for("alpnet", tmp_path, None) is None
     given = PlanOptions(dims=3)
     assert planned_for("alpnet", tmp_path, given) is given
+
+
+@pytest.mark.parametrize(
+    ("method", "network"), [("supervised", "unet"), ("rog", "lattice"), ("roam", ""), ("pfseg", "")]
+)
+def test_a_run_is_named_after_a_network_that_every_preset_has(method, network):
+    """Those of roam are of two networks, and which preset is taken depends on the machine."""
+    assert default_network(method) == network

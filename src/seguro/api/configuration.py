@@ -49,11 +49,14 @@ class TrainOptions:
 
 
 def default_network(method: str) -> str:
-    """Return the name of a method's default network, "" where it has networks of its own."""
+    """Return the name of a method's default network, "" where it has its own or its presets differ in it."""
     from seguro.methods import get
 
     field = get(method).Config.model_fields.get("network")
-    return str(field.default) if field else ""
+    if field is None:
+        return ""
+    known = {str(field.default), *(str(p["network"]) for p in get(method).presets.values() if "network" in p)}
+    return known.pop() if len(known) == 1 else ""
 
 
 def needs_support(method: str) -> bool:
