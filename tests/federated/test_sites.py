@@ -49,6 +49,12 @@ def test_two_folders_of_one_name_are_refused(tmp_path):
         api.sites_of([tmp_path / "x" / "data", tmp_path / "y" / "data"], tmp_path / "run", OPTIONS)
 
 
+def test_a_folder_that_is_not_there_ends_a_simulation_at_once(folder, tmp_path):
+    """Over a network the others would wait for its site, for an hour."""
+    with pytest.raises(DataError, match="gone: does not exist"):
+        api.simulate([folder, tmp_path / "gone"], OPTIONS, out=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -203,6 +203,9 @@ def simulate(
         out: workspace of one data set; folder for the run of several.
         sites: how one folder is divided, see `sites_of`.
         say: takes lines for people.
+
+    Raises:
+        DataError: data of a site that cannot be used; over a network the others would wait for it.
     """
     from seguro.federated.simulate import simulate as run
 
@@ -210,6 +213,8 @@ def simulate(
     found = sites_of(data, folder, options, sites=sites, say=say)
     settled = federation(options, list(found))
     with locked(folder):
+        for site in found.values():
+            site.manifest()
         run(settled, found, folder, processes=options.processes, save_every_s=options.save_every_s, say=say)
         told(folder, settled, found)
     return folder
