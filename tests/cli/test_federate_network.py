@@ -66,3 +66,13 @@ def test_a_policy_with_a_misspelled_key_stops_the_site(fed, phantom_folder, caps
     (fed / "fed/sites/north/policy.yaml").write_text("method: [roam]\n")
     assert main(["federate", "site", "fed/sites/north", str(phantom_folder), "--out", "w"]) == 1
     assert "keys of a policy are" in capsys.readouterr().err
+
+
+def test_a_dry_run_holds_the_servers_file_against_the_policy(fed, phantom_folder, capsys):
+    """Said at once, not when the run is there: what it forbids, and which numbers stay."""
+    (fed / "fed/sites/north/policy.yaml").write_text("rounds: 2\nmay_leave: [facts, weights, counts]\n")
+    words = ["federate", "site", "fed/sites/north", str(phantom_folder), "--out", "w", "--dry-run"]
+    assert main([*words, "--federation", "run.yaml"]) == 1
+    out = capsys.readouterr()
+    assert "forbids this run: 3 rounds, at most 2 are allowed here" in out.err
+    assert "no losses, scores: the policy keeps them here" in out.out

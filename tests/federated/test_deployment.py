@@ -22,6 +22,7 @@ pytest.importorskip("flwr", reason="the package flwr (extra federated) is not in
 pytest.importorskip("cryptography", reason="the package cryptography (extra federated) is not installed")
 
 from seguro.core.errors import ConfigError, ExtraMissing, RunError
+from seguro.core.files import write_json
 from seguro.data import phantom
 from seguro.federated import deployment
 from seguro.federated.audit import verify
@@ -353,6 +354,24 @@ def test_sites_without_certificates_are_refused_before_anything_starts(tmp_path)
     with pytest.raises(ConfigError, match="sites east are not of project x"):
         deployment.serve(tmp_path / "fed/server", wanted, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_finished_run_is_not_begun_again_and_never_with_other_settings(tmp_path):
+    """A server's own processes would refuse it, and the old end in its folder would look like a new one."""
+    from seguro.api.federation import FederateOptions, federation
+    from seguro.federated.provision import Project, provision
+
+    provision(Project(name="x", server="127.0.0.1", sites=["north", "east"]), tmp_path / "fed")
+    wanted = federation(FederateOptions(preset="tiny", name="r"), ["north", "east"])
+    run, said = tmp_path / "runs" / "r", []
+    run.mkdir(parents=True)
+    write_json(run / "federation.json", wanted.model_dump(mode="json"))
+    write_json(run / "finished.json", {})
+    assert deployment.serve(tmp_path / "fed/server", wanted, tmp_path / "runs", say=said.append) == run
+    assert "finished already" in said[-1]
+    more = wanted.model_copy(update={"rounds": 99})
+    with pytest.raises(ConfigError, match="rounds: was 20, is 99"):
+        deployment.serve(tmp_path / "fed/server", more, tmp_path / "runs")
 
 
 def test_a_federation_file_is_read_and_misspelled_keys_are_named(tmp_path):

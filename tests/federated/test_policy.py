@@ -146,6 +146,15 @@ def test_a_policy_that_was_changed_holds_for_the_next_round(tmp_path):
     later.admit(other, to_bytes(other))  # of which nothing is known; it has no plan here and cannot train
 
 
+def test_the_scores_after_the_last_round_are_no_round_too_many(tmp_path):
+    site = gate(tmp_path, rounds=20)
+    task = Task("r2", 21, "evaluate")
+    site.admit(task, to_bytes(task))
+    task = Task("r2", 21, "train")
+    with pytest.raises(Refusal, match="21 rounds, at most 20"):
+        site.admit(task, to_bytes(task))
+
+
 def test_what_is_held_back_is_on_record(tmp_path):
     site = gate(tmp_path, may_leave=["facts", "counts"])
     site.admit(AGREE, to_bytes(AGREE))

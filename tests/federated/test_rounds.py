@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from seguro.core.errors import RunError
 from seguro.engine.model import load_model
 from seguro.federated import aggregate, message, record
+from seguro.federated.accountant import Accountant
 
 
 def test_rounds_add_up_to_the_weighted_mean_of_the_steps(fake, server, tmp_path):
@@ -82,6 +85,46 @@ def test_an_answer_after_its_time_is_named_and_not_used(fake, server, tmp_path):
     assert any("site c came after its round" in line for line in lines)
 
 
+def test_a_site_that_lost_its_disk_takes_the_plan_again(fake, server, tmp_path):
+    """It is the same node, so nobody would ask it; it says that it knows no plan."""
+
+    def lost(update):
+        return replace(update, arrays={}, refused=f"{message.UNKNOWN_RUN} r") if update.round == 1 else update
+
+    fleet = fake(train={"c": lost})
+    server(fleet, tmp_path / "run").run()
+    first, second = [e for e in record.lines(tmp_path / "run") if e["action"] == "train"]
+    assert first["took_part"] == ["a", "b"] and message.UNKNOWN_RUN in first["missing"]["c"]
+    assert second["took_part"] == ["a", "b", "c"]
+    asked = [t.action for s, t in fleet.seen if s == "c"]
+    assert asked == ["join", "agree", "train", "agree", "train", "evaluate"]
+
+
+def test_a_kill_before_the_weights_are_saved_leaves_no_line_and_one_after_it_no_gap(
+    fake, server, tmp_path, monkeypatch
+):
+    """Killed as the second round is saved, the run goes on as if it had not been, line by line."""
+    whole = server(fake(), tmp_path / "whole")
+    whole.run()
+    run = server(fake(), tmp_path / "run")
+    save = run._save
+
+    def killed() -> None:
+        if run.round == 2:
+            raise KeyboardInterrupt
+        save()
+
+    monkeypatch.setattr(run, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    server(fake(), tmp_path / "run").run()
+    found, wanted = (
+        [(e["round"], e["action"], e["sha256"]) for e in record.lines(tmp_path / name)]
+        for name in ("run", "whole")
+    )
+    assert found == wanted
+
+
 def test_one_hostile_site_of_five_moves_the_mean_and_not_the_trimmed_mean(fake, server, tmp_path):
     names, found = "abcde", {}
     for rule in ("uniform", "trimmed"):
@@ -125,4 +168,8 @@ def test_private_rounds_move_no_further_than_the_clip_and_stop_at_the_budget(fak
     run.run()
     spent = [e["epsilon"] for e in record.lines(tmp_path / "noisy")]
     assert 0 < spent[0] < spent[-1] <= 8.0 and len(spent) < 50
+    by_hand = Accountant()
+    for n, found in enumerate(spent[:-1], start=1):  # the last line is a look, which spends nothing
+        by_hand.add(2.0, 1.0)
+        assert found == pytest.approx(by_hand.epsilon(1e-5), rel=1e-6), n
     assert any("another one would spend epsilon" in line for line in lines)

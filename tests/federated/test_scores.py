@@ -9,6 +9,8 @@ from seguro.core.files import read_json
 from seguro.engine import checkpoint
 from seguro.engine.model import load_model
 from seguro.federated import message, record
+from seguro.federated.record import Round
+from seguro.federated.scores import Scores
 
 SCORES = {"a": lambda r: [0.0, 0.9, 0.2, 0.6][r], "b": lambda r: [0.0, 0.1, 0.5, 0.4][r]}
 
@@ -26,6 +28,18 @@ def test_the_best_round_is_found_without_central_data(best, chosen, fake, server
     saved = checkpoint.load(tmp_path / "run" / "checkpoints", chosen).tensors
     name = next(k for k in weights if k.endswith("weight"))
     assert np.array_equal(weights[name].numpy(), saved[message.AVERAGED + name].numpy())
+
+
+def test_sites_that_keep_their_counts_to_themselves_still_choose_the_round():
+    """Each counts as one case; with counts of zero every mean would be zero and the first round the best."""
+    scores = Scores("mean")
+    for of_round, dice in ((1, 0.2), (2, 0.7), (3, 0.4)):
+        told = Round(of_round + 1, "train", of_round)
+        told.updates = {
+            s: message.Update("r", s, of_round + 1, "train", metrics={"dice": dice}) for s in "ab"
+        }
+        scores.take(told)
+    assert scores.best_round == 2 and scores.best == 0.7
 
 
 def test_a_round_is_not_best_because_the_weakest_site_missed_it(fake, server, tmp_path):

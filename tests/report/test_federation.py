@@ -81,6 +81,14 @@ def test_curves_are_where_the_weights_are(tmp_path):
     assert [s.color for s in found.loss] == [0, 1]
 
 
+def test_a_site_that_has_nothing_to_learn_from_is_no_event(tmp_path):
+    """It is asked for nothing in every round; events are few, and what is wrong must be among them."""
+    bare = "no labelled case there, and method supervised learns from no other"
+    found = federated(written(tmp_path, [line(n, missing={"west": bare}) for n in (1, 2, 3)]))
+    rows = {row.site: row.states for row in found.attendance}
+    assert rows["west"] == ("unasked",) * 3 and not found.events
+
+
 def test_every_state_of_the_map(tmp_path):
     lines = [
         line(1),

@@ -33,7 +33,8 @@ def site(
     from seguro import api
     from seguro.core.errors import ConfigError
     from seguro.federated import deployment, startup
-    from seguro.federated.policy import read_policy
+    from seguro.federated.message import Task
+    from seguro.federated.policy import against, asked_by, read_policy
 
     screen = console(as_json)
 
@@ -55,7 +56,9 @@ def site(
     from seguro.api.federation import foretell_here
     from seguro.federated.site import Site
 
-    here = Site(start.site, data, workspace, device=device, say=say)
+    here = Site(start.site, data, workspace, device=device, precision=precision, say=say)  # type: ignore[arg-type]
+    kept = [name for name in ("losses", "scores", "counts") if name not in policy.may_leave]
+    refused: list[str] = []
     result: dict[str, Any] = {"site": start.site, "facts": here.facts()}
     if federation is None:
         say(f"site {start.site} would tell the server of its cases, before round 1:")
@@ -69,8 +72,14 @@ def site(
             say(line)
         say("the plan of all sites may differ from that of this one alone, and with it these numbers")
         result |= {k: v for k, v in found.values().items() if k != "sites"}
+        asked = asked_by(Task("", 0, "agree", config=found.agreement))
+        refused = [] if asked is None else against(policy, asked, 0)
+    if kept:
+        say(f"but no {', '.join(kept)}: the policy keeps them here")
     say(f"what this site tells lies in {workspace / 'federated' / 'facts.json'}")
     say(f"policy: {policy.model_dump_json(exclude_none=True)}")
+    if refused:
+        raise ConfigError(f"{folder / 'policy.yaml'} forbids this run: {'; '.join(refused)}")
     say(f"certificates are valid until {startup.check(folder):%Y-%m-%d}")
     startup.reach(folder)
     say(f"{start.host}:{start.port} lets this site in")

@@ -42,6 +42,8 @@ class Foretold:
     facts: Mapping[str, Mapping[str, Any]]
     """By site, everything about its cases that it would tell before round 1."""
     plan: Plan
+    agreement: Mapping[str, Any]
+    """What the sites would be asked to agree on, as a task has it."""
     arrays: tuple[str, ...]
     """Names of what would travel in every round."""
     bytes_up: int
@@ -117,6 +119,7 @@ def foretold(
         method=federation.method,
         facts=facts,
         plan=plan,
+        agreement={"plan": plan.model_dump(mode="json"), "spec": spec.model_dump(mode="json")},
         arrays=tuple(sorted(arrays)),
         bytes_up=int(compression.largest_bytes(arrays, s.coding) * rounds),
         bytes_down=int(

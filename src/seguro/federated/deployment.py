@@ -22,6 +22,7 @@ from seguro.core.errors import ConfigError, ExtraMissing, RunError
 from seguro.core.files import write_text
 from seguro.core.stage import locked
 from seguro.federated import resident, startup
+from seguro.federated.record import FINISHED, same_or_refuse
 from seguro.federated.strategies import Federation
 
 Say = Callable[[str], None]
@@ -182,6 +183,10 @@ def serve(folder: Path, federation: Federation, out: Path, *, say: Say = lambda 
     run = (out / federation.run).resolve()
     work = folder.resolve() / "work"
     wanted = federation.model_copy(update={"noise_seed": None})
+    same_or_refuse(run, wanted)
+    if (run / FINISHED).exists():
+        say(f"{run}/ is finished already, nothing to do")
+        return run
     write_text(work / "federation.yaml", yaml.safe_dump(wanted.model_dump(mode="json"), sort_keys=False))
     environment = startup.environment(work / "flower")
     write_text(work / "flower" / "config.toml", startup.flower_config(folder.resolve()))
@@ -206,7 +211,7 @@ def serve(folder: Path, federation: Federation, out: Path, *, say: Say = lambda 
             environment,
         )
         _watch(stack.enter_context(submit), (link, hands, proxy), run / "rounds.jsonl", say)
-    if not (run / "finished.json").exists():
+    if not (run / FINISHED).exists():
         raise RunError(f"run {federation.run} did not finish; the same command goes on:\n{tail(submit.log)}")
     return run
 
@@ -271,7 +276,18 @@ def take_part(
             sidecar.check()
             training.revive(say)
             hands.revive(say)
-            node.revive(say, ready=lambda: let_in_again(folder, say), later=COUNTED)
+            # a site whose first key is unknown is told so at once
+            later = COUNTED if (out / "federated" / "audit.jsonl").exists() else ""
+            try:
+                node.revive(say, ready=lambda: let_in_again(folder, say), later=later)
+            except RunError as error:
+                if COUNTED not in str(error):
+                    raise
+                raise RunError(
+                    f"{start.host}:{start.port} does not know the key of site {start.site}: start the server "
+                    "of the same project, or, where this site was killed a moment ago, try again in a minute"
+                    f"\n{error}"
+                ) from error
             time.sleep(1.0)
 
 

@@ -27,6 +27,9 @@ Action = Literal["join", "agree", "train", "evaluate", "audit"]
 evaluate: scores of these weights on the site's own validation cases. audit: how near what they make comes to
 the site's own images."""
 
+UNKNOWN_RUN = "no plan was agreed on for run"
+"""Begins the refusal of a site that knows nothing of a run, as after the loss of its disk."""
+
 AVERAGED = "averaged."
 MAGIC = b"SEGURO1\n"
 MAX_HEAD_BYTES = 1 << 22

@@ -88,7 +88,7 @@ def read_policy(path: Path) -> Policy:
 
 
 def against(policy: Policy, asked: Asked, number: int) -> list[str]:
-    """Return what of a run the policy forbids in round `number`, in words that the server may read."""
+    """Return what of a run the policy forbids in its training round `number`, in words for the server."""
     out = []
     if policy.methods is not None and asked.method is not None and asked.method not in policy.methods:
         out.append(f"method {asked.method} is not allowed here, only {_list(policy.methods)}")
@@ -183,7 +183,9 @@ class Guarded:
         try:
             self._asked = self._known(task)
             if task.action != "join":  # nothing is known of the run yet
-                why = "; ".join(against(self.policy, self._asked, task.round))
+                # what follows the last round (its scores, an audit) is numbered as one more
+                number = task.round - (task.action != "train")
+                why = "; ".join(against(self.policy, self._asked, number))
         except Refusal as error:
             why = str(error)
         self.audit.add("in", task, data, refused=why)

@@ -3,8 +3,8 @@
 Flower's one port serves sites and operators alike, and its control path asks nobody who they are. So the
 SuperLink listens on the loopback, and what is open to the outside is a proxy that wants a certificate of the
 federation's authority and passes on the calls of a running SuperNode, nothing else. A SuperNode cannot show
-one, so a sidecar on its machine does. Both ends re-encrypt: nothing is in plain text, the loopback included,
-which Flower's node authentication asks for.
+one, so a sidecar on its machine does. Both ends re-encrypt, which Flower's node authentication asks for. Only
+between a SuperNode and its executor, two processes of one machine, Flower speaks in plain text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What happened in each round: `rounds.jsonl`, one line per round, cut back to the checkpoint on resume."""
+"""What a run leaves in its folder: a line per round, that it is finished, and the settings that it has.
+
+`rounds.jsonl` is cut back to the checkpoint on resume.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seguro.core.files import write_text
+from seguro.core.errors import ConfigError
+from seguro.core.files import read_json, write_text
 from seguro.federated.message import Update
+from seguro.federated.strategies import Federation
 
 FILE = "rounds.jsonl"
+FINISHED = "finished.json"
 
 
 @dataclass
@@ -94,3 +100,20 @@ def cut(folder: Path, last: int) -> None:
     """Drop every line of a round later than `last`, and what a kill left of one."""
     kept = [line for line in lines(folder) if line["round"] <= last]
     write_text(folder / FILE, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def same_or_refuse(folder: Path, federation: Federation) -> None:
+    """Refuse to go on in the folder of a run that was begun with other settings, and name them.
+
+    Raises:
+        ConfigError: it was.
+    """
+    path = folder / "federation.json"
+    if not path.exists():
+        return
+    now, told = federation.model_dump(mode="json"), read_json(path)
+    before = Federation.model_validate({k: v for k, v in told.items() if k in now}).model_dump(mode="json")
+    changed = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in now.items() if before.get(k) != v]
+    if changed:
+        text = "\n  ".join(changed)
+        raise ConfigError(f"{folder} was made with other settings:\n  {text}\nuse another folder")

@@ -27,7 +27,7 @@ from seguro.federated.keeper import Keeper
 from seguro.federated.message import Action, Arrays, Task
 from seguro.federated.plan import merged, plan_hash
 from seguro.federated.preview import preview
-from seguro.federated.record import Round, append, cut, lines
+from seguro.federated.record import FINISHED, Round, append, cut, lines, same_or_refuse
 from seguro.federated.saved import Saved
 from seguro.federated.scores import Scores
 from seguro.federated.spec import Spec
@@ -35,8 +35,6 @@ from seguro.federated.strategies import Federation
 from seguro.federated.suspicion import Suspicion
 from seguro.methods.contract import Maker
 from seguro.networks.unet import training_bytes
-
-FINISHED = "finished.json"
 
 
 class Server:
@@ -85,7 +83,7 @@ class Server:
             DataError: sites that do not fit together.
             Stopped: the keeper was asked for an end; everything is saved.
         """
-        self._same_or_refuse()
+        same_or_refuse(self.folder, self.federation)
         if (self.folder / FINISHED).exists():
             self.say(f"{self.folder}/ is finished already, nothing to do")
             return self.folder
@@ -201,9 +199,10 @@ class Server:
             self.arrays, combined(self.federation, self.arrays, trained, number)
         )
         self.round = number
+        said = self._log(record)  # before the weights are on disk: `begin` cuts a line whose weights are not
         if self.keeper.due():
             self._save()
-        self._log(record)
+        self.say(said)
         preview(self.folder, number, self.method, self.averaged, self.arrays)
         return record
 
@@ -215,19 +214,6 @@ class Server:
     @property
     def _plan_path(self) -> Path:
         return self.folder / "plan" / "plan.json"
-
-    def _same_or_refuse(self) -> None:
-        path = self.folder / "federation.json"
-        if not path.exists():
-            return
-        now, before = self.federation.model_dump(mode="json"), read_json(path)
-        before = Federation.model_validate({k: v for k, v in before.items() if k in now}).model_dump(
-            mode="json"
-        )
-        changed = [f"{k}: was {before.get(k)!r}, is {v!r}" for k, v in now.items() if before.get(k) != v]
-        if changed:
-            text = "\n  ".join(changed)
-            raise ConfigError(f"{self.folder} was made with other settings:\n  {text}\nuse another folder")
 
     def _welcome(self, record: Round) -> None:
         """Let in whoever came (back) since the last round; whoever does not fit stays out."""
@@ -303,6 +289,8 @@ class Server:
         except NoAnswer as error:
             record.missing[site] = str(error)
             self.say(f"round {record.number}: site {site}: {error}")
+            if message.UNKNOWN_RUN in str(error):
+                self.roster.agreed.discard(site)
         except DataError as error:
             record.rejected[site] = str(error)
             self.say(f"round {record.number}: rejected: {error}")
@@ -320,8 +308,9 @@ class Server:
         here = self._concerned(self.roster.here(self.fleet.nodes()), record)
         self._collect({s: "evaluate" for s in here}, record, evaluate=True)
         self._score(record)
+        said = self._log(record)
         self._save()
-        self._log(record)
+        self.say(said)
 
     def _score(self, record: Round) -> None:
         """Take in the scores of the weights that the round began with, and hold on to the best weights."""
@@ -362,14 +351,15 @@ class Server:
             arrays = {**self.arrays, **self.downlink.saved()}
             self.saved.save(self.round, arrays, self.scores.facts(), best=best, best_arrays=self._best)
 
-    def _log(self, record: Round) -> None:
+    def _log(self, record: Round) -> str:
+        """Write the round's line and return what people are told of it."""
         self._spent()
         line = record.line(
             best_round=self.scores.best_round, sha256=exchange.digest(self.arrays), epsilon=self.epsilon
         )
         append(self.folder, line)
         score = "" if record.score is None else f", Dice of round {record.of_round} {record.score:.3f}"
-        self.say(f"round {record.number}: {len(line['took_part'])} sites, {line['seconds']:.1f} s{score}")
+        return f"round {record.number}: {len(line['took_part'])} sites, {line['seconds']:.1f} s{score}"
 
     def _late(self) -> list[str]:
         """Return who answered an earlier question only now; what they sent is not used."""

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from seguro.federated.record import Round
 
+WITHHELD = 1.0
+"""Validation cases that a site counts for whose policy lets no count leave."""
+
 
 class Scores:
     """The last Dice of every site, and the round whose weights did best.
@@ -30,7 +33,7 @@ class Scores:
         new = {s: u.metrics for s, u in record.updates.items() if "dice" in u.metrics}
         if not new:
             return
-        self.told |= {s: (m["dice"], m.get("n_validation", 0.0)) for s, m in new.items()}
+        self.told |= {s: (m["dice"], m.get("n_validation", WITHHELD)) for s, m in new.items()}
         record.worst = min(self.told, key=lambda s: (self.told[s][0], s))
         n = sum(cases for _, cases in self.told.values())
         mean = sum(dice * cases for dice, cases in self.told.values()) / max(n, 1.0)

@@ -164,7 +164,7 @@ class Site:
             self.settle()
             folder = self._folder(task.run)
             if not (folder / "agreed.json").exists():
-                raise Refusal(f"no plan was agreed on for run {task.run}")
+                raise Refusal(f"{message.UNKNOWN_RUN} {task.run}")
             agreed = read_json(folder / "agreed.json")
             plan = Plan.model_validate(agreed["plan"])
             train, validation = self.cases()

@@ -14,7 +14,8 @@ from seguro.report.federation import Attendance, Federated, SiteLine, megabytes
 from seguro.report.figures import Series, thin
 from seguro.report.privacy import scrub
 
-UNASKED = "not drawn"
+UNASKED = ("not drawn", "no labelled case there")
+"""How the reasons begin for which a site was asked for nothing."""
 """Why a site is missing that was not asked for an update in a round."""
 MOST_ROUNDS = 60
 """Columns of the map; of a longer run the last ones are shown."""
@@ -120,7 +121,11 @@ def _state(site: str, line: Mapping[str, Any]) -> str:
         return "late"
     if site in line.get("metrics", {}):
         return "scored"
-    return "unasked" if line.get("missing", {}).get(site) == UNASKED else "absent"
+    return "unasked" if _unasked(line.get("missing", {}).get(site)) else "absent"
+
+
+def _unasked(why: object) -> bool:
+    return str(why).startswith(UNASKED)
 
 
 def _by_site(
@@ -215,7 +220,7 @@ def _facts(
 def _events(lines: Sequence[Mapping[str, Any]], roots: Sequence[str]) -> tuple[str, ...]:
     found = []
     for x in lines:
-        said = {**{s: w for s, w in x.get("missing", {}).items() if w != UNASKED}, **x.get("rejected", {})}
+        said = {**{s: w for s, w in x.get("missing", {}).items() if not _unasked(w)}, **x.get("rejected", {})}
         found += [
             f"Round {x['round']}, {site}: {scrub(str(why), roots)}" for site, why in sorted(said.items())
         ]
