@@ -89,7 +89,7 @@ def test_a_factory_leads_to_stage_source(here):
     [
         pytest.param({"target": "elsewhere"}, "none of the generator's domains", id="target"),
         pytest.param({"target": "site2", "width": 8}, "width: 32 there, 8 here", id="width"),
-        pytest.param({"target": "site2", "hidden": 8}, "hidden: 16 there, 8 here", id="branch"),
+        pytest.param({"target": "site2", "hidden": 8}, "hidden: 64 there, 8 here", id="branch"),
         pytest.param(
             {"source": "site3", "target": "site2"}, "source: 'site1' there, 'site3' here", id="source"
         ),

@@ -56,6 +56,9 @@ def test_the_published_grids(published):
     ]
     assert published.crop_size((128, 192, 192)) == (32, 48, 48)
     assert published.segment(maps).shape == x.shape
+    with torch.device("meta"):
+        restorer = published.restorer(1)
+    assert restorer(maps).shape == x.shape
 
 
 @pytest.mark.parametrize("size", [(32, 32, 64), (64, 32, 32), (96, 32, 64)])

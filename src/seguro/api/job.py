@@ -101,7 +101,7 @@ def resolve(
         "fold": options.fold,
         "updates": options.updates,
         "budget_s": None if options.updates else seconds(options.budget or DEFAULT_BUDGET),
-        "batch": options.batch or -(-plan.batch // needs.group) * needs.group,
+        "batch": options.batch or needs.batch(plan.batch),
         "seed": options.seed,
         "precision": options.precision,
         "validations": options.validations,

@@ -83,6 +83,8 @@ def _train(
     count: Count | None,
 ) -> Path:
     """Run a resolved job on this rank, unless it is finished already."""
+    from seguro.methods.contract import Noting
+
     folder, chosen = job.folder, job.stage.config
     if job.stage.done():
         say(f"{folder}/ is finished already, nothing to do")
@@ -110,6 +112,8 @@ def _train(
             warnings = doubts(loop.cases, helped=helped)
             if loop.method.needs.begins and not job.options.init:
                 warnings.append(f"no --init, starting untrained: {', '.join(loop.method.needs.begins)}")
+            if isinstance(loop.method, Noting):
+                warnings += loop.method.notes
             for line in warnings:
                 say(f"warning: {line}")
             _watch(loop, job)

@@ -54,13 +54,12 @@ class Spec(Record):
     def settled(cls, federation: Federation, plan: Plan) -> Spec:
         """Return the spec of a federation under its plan."""
         f, s = federation, federation.strategy
-        group = get(f.method).needs.group
         return cls(
             method=f.method,
             config=f.config,
             rounds=f.rounds,
             updates=f.updates,
-            batch=f.batch or -(-plan.batch // group) * group,
+            batch=f.batch or get(f.method).needs.batch(plan.batch),
             seed=f.seed,
             prox=s.prox,
             personal=s.personal,

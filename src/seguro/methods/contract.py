@@ -36,7 +36,8 @@ class Needs:
 
     dims: tuple[int, ...] = (2, 3)
     whole: bool = False
-    """Whether it sees whole cases: a plan made for it keeps the data's voxels, however small a patch is."""
+    """Whether it sees whole cases: a plan made for it keeps the data's voxels, however small a patch is, and
+    an update has one case unless another batch is asked for."""
     labels: Literal["none", "some", "all"] = "all"
     """Which labels `draw` may see: none, those of labelled cases (others None), or only labelled cases are
     given."""
@@ -56,6 +57,10 @@ class Needs:
     """Whether validation cases of a site may choose the model; None: those of all sites may."""
     begins: tuple[str, ...] = ()
     """Modules that are no use untrained: the run to start from (`--init`) must bring them whole."""
+
+    def batch(self, planned: int) -> int:
+        """Return the samples of an update by default: the plan's in whole groups, or one whole case."""
+        return self.group if self.whole else -(-planned // self.group) * self.group
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,15 @@ class Method(Protocol):
 
         They hold for the moving averages too: where a module is averaged, its average travels with it.
         """
+
+
+@runtime_checkable
+class Noting(Protocol):
+    """What a method offers that has something to tell before it trains."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Sentences for whoever started the training; they stay with the run."""
 
 
 @runtime_checkable

@@ -72,6 +72,13 @@ def test_regions_and_four_modalities(tmp_path, names, largest):
     assert np.array_equal(mine.get_fdata(), theirs.get_fdata()) and np.array_equal(mine.affine, theirs.affine)
 
 
+PAPER = (
+    *("--method", "pfseg", "--preset", "paper", "--batch", "1", "--set", "size=[4,6,6]"),
+    *("--updates", "400", "--validations", "100"),
+)
+"""For four training cases of the small grid."""
+
+
 @pytest.fixture
 def small_grid(monkeypatch):
     """The published grid, 4 x 6 x 6 voxels of it."""
@@ -82,7 +89,7 @@ def small_grid(monkeypatch):
 def test_the_published_task_keeps_t2_and_one_class(tmp_path, small_grid):
     found = brats.bring(write_brats(tmp_path / "in"), tmp_path / "out")
     assert found.n_cases == 4
-    assert found.options == ("--method", "pfseg", "--preset", "paper", "--batch", "1")
+    assert found.options == PAPER
     assert "without a GPU takes preset small" in found.notes[-1]
     assert len(list((tmp_path / "out" / "imagesTs").iterdir())) == 1
     assert read_json(tmp_path / "out" / "dataset.json")["labels"] == {"background": 0, "whole tumor": 1}
@@ -173,7 +180,7 @@ def test_livers_on_the_published_grid(tmp_path, livers, small_grid, monkeypatch)
     """Unless told otherwise: isotropic voxels, the middle of the plane, the slices interpolated."""
     monkeypatch.setattr(liver, "VOXEL_MM", 1.0)
     found = liver.bring(livers, tmp_path / "out")
-    assert found.options == ("--method", "pfseg", "--preset", "paper", "--batch", "1")
+    assert found.options == PAPER
     assert "without a GPU takes preset small" in found.notes[-1]
     image = nib.load(tmp_path / "out" / "imagesTr" / "liver_0.nii.gz")
     label = nib.load(tmp_path / "out" / "labelsTr" / "liver_0.nii.gz")

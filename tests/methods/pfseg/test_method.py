@@ -217,6 +217,12 @@ def test_a_large_case_is_cut_to_the_memory_of_the_plan(plan_of):
     cut = Pfseg(PfsegConfig(width=8), plan_of(shape=(64, 128, 256), patch=(32, 32, 64)), build)
     assert whole.size == (64, 128, 256)
     assert cut.size[2] < 256 and all(n % 32 == 0 for n in cut.size)
+    assert not whole.notes and "of the median case's 64 x 128 x 256 voxels" in cut.notes[0]
+    names = [name for name in PRESETS if name == "paper" or name.startswith("ablation")]
+    presets = [PfsegConfig(**PRESETS[name], width=8) for name in names]
+    sizes = {Pfseg(c, plan_of(shape=(64, 128, 256), patch=(32, 32, 64)), build).size for c in presets}
+    assert len(presets) == 5 and sizes == {cut.size}  # the ablation sees the same
+    assert cut.needs.batch(2) == 1  # so the whole case is one, whatever the plan's batch
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from seguro.data.formats import read_image, read_label, split_name, write_label,
 from seguro.data.importers import Imported
 from seguro.data.importers.building import AS_STORED, NIFTI, files_below, whole
 from seguro.data.importers.division import divide
-from seguro.data.importers.pfseg_grid import NOTE, TRAINING, published
+from seguro.data.importers.pfseg_grid import NOTE, published, training
 from seguro.data.phantom import write_nifti
 
 TOKENS: dict[str, tuple[str, ...]] = {
@@ -91,7 +91,7 @@ def bring(
         notes.append(f"{len(cases) - len(labelled)} cases without seg are unlabelled")
     if regions or as_scanned:
         return Imported(target, len(sides.train), tuple(notes))
-    return Imported(target, len(sides.train), (*notes, NOTE), options=TRAINING)
+    return Imported(target, len(sides.train), (*notes, NOTE), options=training(len(sides.train)))
 
 
 def _cases(source: Path, kinds: Sequence[str]) -> list[_Found]:

@@ -16,7 +16,7 @@ from seguro.data.formats import read_image, read_label, write_label, write_score
 from seguro.data.importers import Imported
 from seguro.data.importers.building import AS_STORED, describe, images_and_labels, whole
 from seguro.data.importers.division import divide
-from seguro.data.importers.pfseg_grid import NOTE, TRAINING, published
+from seguro.data.importers.pfseg_grid import NOTE, published, training
 from seguro.data.phantom import write_nifti
 
 VOXEL_MM = 1.5
@@ -77,7 +77,7 @@ def bring(
     divided = f"split {split}: {len(sides.train)} cases to train on, {len(sides.test)} to test"
     if as_scanned:
         return Imported(target, len(sides.train), (divided,))
-    return Imported(target, len(sides.train), (divided, NOTE), options=TRAINING)
+    return Imported(target, len(sides.train), (divided, NOTE), options=training(len(sides.train)))
 
 
 def _pairs(source: Path) -> dict[str, tuple[Path, Path]]:

@@ -14,12 +14,18 @@ from seguro.data.importers.building import unit_range
 
 PLANES, PLANE = 128, 192
 SIZE: Three = (PLANES, PLANE, PLANE)
-TRAINING = ("--method", "pfseg", "--preset", "paper", "--batch", "1")
-"""Options of `seguro train` for what was published."""
+EPOCHS = 100
 NOTE = (
     "preset paper is as published and asks for a GPU with 11 GB; without --preset, a machine without a GPU "
     "takes preset small"
 )
+
+
+def training(n: int) -> tuple[str, ...]:
+    """Return the options of `seguro train` for what was published, of `n` training cases: 100 epochs."""
+    size = ",".join(map(str, SIZE))
+    length = ("--updates", str(EPOCHS * n), "--validations", str(EPOCHS))
+    return ("--method", "pfseg", "--preset", "paper", "--batch", "1", "--set", f"size=[{size}]", *length)
 
 
 def published(

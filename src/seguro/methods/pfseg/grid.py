@@ -49,8 +49,8 @@ def pools_of(config: PfsegConfig, plan: Plan, scale: Three) -> tuple[Three, ...]
 def size_of(config: PfsegConfig, plan: Plan, network: SuperRes) -> Three:
     """Return how much of a case is trained on at once: (Z, Y, X), a multiple of what the network needs.
 
-    The median case, unless that takes more memory than a U-Net on the plan's patches: then its longest axes
-    are cut.
+    The median case, unless one of that size takes more memory than a U-Net on the plan's patches and batch:
+    then its longest axes are cut, with every preset as with both decoders, so that ablations see the same.
 
     Raises:
         ConfigError: a size that the network cannot divide, or one that leaves a single cell.
@@ -62,8 +62,8 @@ def size_of(config: PfsegConfig, plan: Plan, network: SuperRes) -> Three:
             raise ConfigError(f"size {config.size}: expected multiples of {multiple} (z, y, x)")
     else:
         budget = unet.training_bytes(plan.patch, plan.batch, plan.strides)
-        z, y, x = (-(-n // m) * m for n, m in zip(plan.fingerprint.shape, multiple, strict=True))
-        while training_bytes((z, y, x), plan.batch, network, decoders=1 + config.restores) > budget:
+        z, y, x = whole_size(plan, network)
+        while training_bytes((z, y, x), 1, network, decoders=2) > budget:
             smaller = _cut((z, y, x), multiple, plan.spacing)
             if smaller is None:
                 break
@@ -73,6 +73,12 @@ def size_of(config: PfsegConfig, plan: Plan, network: SuperRes) -> Three:
             f"a volume of {(z, y, x)} (z, y, x) is one cell of the bottleneck, which holds nothing then; "
             "set pools=fitted, a smaller scale or a larger size"
         )
+    return z, y, x
+
+
+def whole_size(plan: Plan, network: SuperRes) -> Three:
+    """Return the median case's size (Z, Y, X) in whole cells of the network."""
+    z, y, x = (-(-n // m) * m for n, m in zip(plan.fingerprint.shape, network.multiple, strict=True))
     return z, y, x
 
 

@@ -16,7 +16,7 @@ from seguro.losses import cross_entropy
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
 from seguro.methods.pfseg import objective
 from seguro.methods.pfseg.config import PRESETS, PfsegConfig
-from seguro.methods.pfseg.grid import pools_of, scale_of, size_of
+from seguro.methods.pfseg.grid import pools_of, scale_of, size_of, whole_size
 from seguro.methods.pfseg.guidance import inside
 from seguro.methods.pfseg.predictor import WholePredictor, corners_of, unit
 from seguro.methods.pfseg.sample import WholeVolume, whole_volume
@@ -67,6 +67,18 @@ class Pfseg:
                 nn.init.zeros_(restorer.tail.head.weight)
                 nn.init.zeros_(cast(Tensor, restorer.tail.head.bias))
             self.modules["restorer"] = restorer
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say where training sees less than a case, which the memory of the plan decides."""
+        whole = whole_size(self.plan, self.network)
+        if self.config.size is not None or self.size == whole:
+            return ()
+        seen, case = (" x ".join(map(str, size)) for size in (self.size, whole))
+        return (
+            f"trained on {seen} of the median case's {case} voxels at once: the plan's memory holds no more; "
+            f"for all of it: --set size=[{','.join(map(str, whole))}], or a larger seguro plan --memory",
+        )
 
     def optimisers(self) -> dict[str, Optim]:
         """Return Adam over all trained parameters."""
