@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from seguro.federated import aggregate, message
 from seguro.federated.simulate import simulate
 from seguro.methods.factory.config import PRESETS, FactoryConfig
 from seguro.methods.factory.method import Factory
 
+CLIP = 0.01
 TINY = PRESETS["tiny"] | {"size": 8, "width": 4, "full": 4, "latent": 8}
 
 
@@ -57,3 +59,27 @@ def test_what_a_site_remembers_of_the_round_before(optimiser, sites, federation,
         _, path, stepped, _, _ = done[6]
         assert stepped == ({"g": 3, "d": 3} if optimiser == "keep" else {"g": 0, "d": 0})
         assert (path > 0) == (optimiser == "keep")
+
+
+class Watching(message.Open):
+    """A gate that notes how far the weights that leave are from those that came."""
+
+    def __init__(self) -> None:
+        self.far: list[float] = []
+
+    def admit(self, task, data) -> None:
+        self.came = task.arrays
+
+    def release(self, update, data) -> None:
+        if update.action == "train":
+            self.far.append(aggregate.length(aggregate.change(update.arrays, self.came)))
+
+
+def test_a_private_run_leaves_a_site_clipped(sites, federation, tmp_path):
+    """By the site itself, which need not trust the server that clips again."""
+    for run, privacy in (("open", None), ("clipped", {"clip": CLIP, "noise": 0.0})):
+        found, strategy = sites("a"), {"aggregate": "uniform", "privacy": privacy}
+        found["a"].gate = gate = Watching()
+        simulate(federation("a", run=run, strategy=strategy), found, tmp_path / run)
+        assert len(gate.far) == 2
+        assert all(far <= CLIP * 1.001 if privacy else far > 2 * CLIP for far in gate.far), run
