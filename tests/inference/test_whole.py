@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from seguro.core.errors import ConfigError, DataError
+from seguro.core.memory import GIB, Memory
 from seguro.core.types import Classes
 from seguro.inference import whole
 from seguro.inference.refine import Refined
 from seguro.inference.tiling import planned_slabs, slab_axis
 from seguro.inference.whole import refuse_low_resolution, slabs
 from seguro.methods.contract import Predictor, Support, Whole, Windows
+from seguro.methods.pfseg.config import PfsegConfig
+from seguro.methods.pfseg.predictor import WholePredictor
 from seguro.networks.superres import SuperRes, Tail
 from seguro.networks.tail import DEPTH, by_planes
 
@@ -167,3 +170,24 @@ def test_a_large_tail_is_run_by_planes_below_a_second_model_too(fake, monkeypatc
     )
     assert torch.allclose(model(x), once, rtol=0, atol=ROUNDING)
     assert len(depths) > 1
+
+
+@torch.inference_mode()
+def test_a_volume_that_the_free_memory_does_not_hold_is_refused_before_it_is_tried(monkeypatch):
+    network = SuperRes(in_channels=1, classes=3, width=4)
+    predictor, x = WholePredictor(network, CLASSES, PfsegConfig()).eval(), volume((32, 32, 64))
+    need = predictor.forward_bytes(x.shape)
+    monkeypatch.setattr(whole, "main_memory", lambda: Memory(2 * need, need))
+    assert list(slabs(predictor, x, predictor.tiling))
+    monkeypatch.setattr(whole, "main_memory", lambda: Memory(2 * need, need - 1))
+    with pytest.raises(DataError, match=r"32 x 32 x 64 voxels .* are free"):
+        list(slabs(predictor, x, predictor.tiling))
+    monkeypatch.setattr(whole, "main_memory", lambda: None)  # a system that does not say
+    assert list(slabs(predictor, x, predictor.tiling))
+
+
+def test_what_a_large_volume_takes_is_what_was_measured():
+    """benchmarks/large_volume.json: 13.6 GiB at width 32, image and label included."""
+    with torch.device("meta"):
+        predictor = WholePredictor(SuperRes(in_channels=1, classes=3, width=32), CLASSES, PfsegConfig())
+    assert predictor.forward_bytes((1, 400, 512, 512)) / GIB == pytest.approx(13.6, rel=0.1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seguro.core.errors import ConfigError, DataError
+from seguro.core.memory import GIB, main_memory
 from seguro.core.types import ThreeF
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
@@ -42,6 +43,14 @@ class Tailed(Protocol):
 
     def trunk(self, x: Tensor) -> Tensor:
         """Return what the tail takes of images (N, C, Z, Y, X)."""
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """A predictor that knows what memory it needs."""
+
+    def forward_bytes(self, shape: Sequence[int]) -> int:
+        """Return about how many bytes an image (C, Z, Y, X) takes at its peak, in float32."""
 
 
 @runtime_checkable
@@ -98,6 +107,7 @@ def slabs(
 
     Raises:
         ConfigError: the predictor does not keep the size of its input.
+        DataError: a volume that this machine's free memory does not hold.
     """
     image = as_tensor(x)
     shape = image.shape[1:]
@@ -105,6 +115,8 @@ def slabs(
     image, before = padded(image, size)
     box = tuple(slice(f, f + n) for f, n in zip(before, shape, strict=True))
     expected = (predictor.classes.n, *size)
+    if isinstance(predictor, Weighed) and torch.device(device).type == "cpu":
+        _refuse_too_large(predictor.forward_bytes((len(image), *size)), shape)
     if isinstance(predictor, Tailed) and not torch.is_grad_enabled():
         if axis == 0 and not flips:
             blocks = _tailed(predictor, image.to(device), autocast or nullcontext, tail_limit)
@@ -166,6 +178,16 @@ def refuse_low_resolution(predictor: Predictor, spacing: ThreeF, plan: Plan) -> 
             f"{_sizes(low)} (it was trained at {_sizes(plan.spacing[axis] for axis in lowered)}): the "
             "full-resolution image is required, since guidance is cut from it; give that one, or use a "
             "model trained on such images"
+        )
+
+
+def _refuse_too_large(needed: int, shape: Sequence[int]) -> None:
+    free = main_memory()
+    if free is not None and needed > free.available:
+        raise DataError(
+            f"{' x '.join(map(str, shape))} voxels of the planned grid take about {needed / GIB:.1f} GiB at "
+            f"once, of which {free.available / GIB:.1f} are free: free some, crop the image, or use a model "
+            "that works in windows"
         )
 
 
