@@ -101,6 +101,14 @@ def test_the_published_task_keeps_t2_and_one_class(tmp_path, small_grid):
     assert image.header.get_zooms() == pytest.approx((1, 1, 1.5))
 
 
+def test_regions_on_the_published_grid_are_trained_as_published(tmp_path, small_grid):
+    found = brats.bring(write_brats(tmp_path / "in"), tmp_path / "out", regions=True)
+    assert found.options == PAPER
+    assert len(list((tmp_path / "out" / "imagesTr").iterdir())) == 4 * 4
+    kept = [nib.load(p).get_fdata() for p in (tmp_path / "out" / "labelsTr").iterdir()]
+    assert {v for label in kept for v in np.unique(label)} == {0, 1, 2, 4}
+
+
 def test_the_published_grid_of_a_brats_volume():
     """155 x 240 x 240: 24 voxels off each side of the plane, slices to 128; an empty label stays empty."""
     z, _, x = np.indices((155, 240, 240), dtype=np.float32)

@@ -66,7 +66,7 @@ def bring(
         split_seed: of the split's order; None: sorted, as published.
 
     Returns:
-        The data set; the options of the published training go with the published task only.
+        The data set; the options of the published training go with the published grid only.
 
     Raises:
         DataError: cases that lack a modality, label values of something else, or a grid that cannot be
@@ -89,7 +89,7 @@ def bring(
     notes = [f"split {split} ({order}): {len(sides.train)} cases to train on, {len(sides.test)} to test"]
     if len(labelled) < len(cases):
         notes.append(f"{len(cases) - len(labelled)} cases without seg are unlabelled")
-    if regions or as_scanned:
+    if as_scanned:
         return Imported(target, len(sides.train), tuple(notes))
     return Imported(target, len(sides.train), (*notes, NOTE), options=training(len(sides.train)))
 
