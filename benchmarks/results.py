@@ -1,6 +1,7 @@
 """Writes docs/results.md from what was measured.
 
-That is benchmarks/experiments/*/result.json, benchmarks/large_volume.json and benchmarks/speed.json.
+That is benchmarks/experiments/*/result.json, and in benchmarks/ large_volume.json, brats2015.json and
+speed.json.
 """
 
 from __future__ import annotations
@@ -177,6 +178,23 @@ def large_volume(path: Path) -> list[str]:
     ]  # fmt: skip
 
 
+def brats(path: Path) -> list[str]:
+    """Return the table of the volumes of BraTS 2015."""
+    content = read_json(path)
+    head = ["case", "voxels", "CPU s", "s", "peak GiB"]
+    lines = [
+        [case, " x ".join(map(str, r["voxels"])), r["cpu_s"], r["seconds"], r["peak_gib"]]
+        for case, r in content["cases"].items()
+    ]
+    return [
+        "## Two volumes of BraTS 2015", "",
+        f"`seguro predict` with PFSeg of width {content['width']} (weights of one update), "
+        f"{content['channels']} channels, {content['threads']} thread(s). Again: "
+        "`python benchmarks/brats2015.py`", "",
+        *table(head, lines), "",
+    ]  # fmt: skip
+
+
 def speed(path: Path) -> list[str]:
     """Return the table of speeds."""
     content = read_json(path)
@@ -200,10 +218,9 @@ def main() -> int:
     ]
     for path in sorted((ROOT / "benchmarks" / "experiments").glob("*/result.json")):
         parts += experiment(path)
-    if (ROOT / "benchmarks" / "large_volume.json").exists():
-        parts += large_volume(ROOT / "benchmarks" / "large_volume.json")
-    if (ROOT / "benchmarks" / "speed.json").exists():
-        parts += speed(ROOT / "benchmarks" / "speed.json")
+    for part, name in ((large_volume, "large_volume"), (brats, "brats2015"), (speed, "speed")):
+        path = ROOT / "benchmarks" / f"{name}.json"
+        parts += part(path) if path.exists() else []
     write_text(ROOT / "docs" / "results.md", "\n".join(parts))
     print("written: docs/results.md")
     return 0
