@@ -13,7 +13,8 @@ of an arm replaces the common one. With `folds` every arm is trained on each of 
 together. `checkpoints` are the ones of a run that are scored: `chosen` by validation, `last`, or both of the
 same run; the last one's settings are called "NAME, last". `full` (arm: the same with all labels) adds to each
 of `pairs` how much of the gap between its second arm and that one the first closes. `probabilities: true`
-keeps them and adds the calibration error. `workspace` names the experiment whose runs are shared: arms of the
+keeps them and adds the calibration error. `subjects: true` scores the slices of a patient as one volume
+(Dice alone). `workspace` names the experiment whose runs are shared: arms of the
 same name are the same there. With `target` (a site) rows are of each site, pairs, gaps and figure of its
 cases.
 
@@ -36,6 +37,7 @@ from typing import Any
 import numpy as np
 from kept import keep, kept, recipe
 from record import HERE, PACKAGES, standalone
+from subjects import subject_rows
 
 from seguro.core.files import read_json, write_json, write_text
 from seguro.core.seeds import generator
@@ -235,13 +237,19 @@ def gaps_closed(
     return out
 
 
+def scored(plan: Mapping[str, Any], workspace: Path, file: Path) -> list[ScoreRow]:
+    """Return the rows of a file of scores, or of its subjects where the plan asks for them."""
+    return subject_rows(workspace, file.parents[1]) if plan.get("subjects") else read_csv(file)
+
+
 def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
     """Write result.json and figure.svg of the seeds of every arm that are scored on all folds.
 
     Two arms are compared on the seeds that both have.
     """
     known = settings(plan)
-    recipes = {s: recipe(plan, made_from(plan, arm), *OWN) for s, (arm, _) in known.items()}
+    more = [*OWN, *(["subjects"] if "subjects" in plan else [])]
+    recipes = {s: recipe(plan, made_from(plan, arm), *more) for s, (arm, _) in known.items()}
     for setting, (arm, kind) in known.items():
         for seed in plan["seeds"]:
             runs = list(runs_of(plan, workspace, arm, seed))
@@ -250,7 +258,7 @@ def collect(folder: Path, plan: Mapping[str, Any], workspace: Path) -> None:
                 stages = [read_json(r / "stage.json")["recorded"] for r in runs]
                 minutes = round(sum(stage["minutes"] for stage in stages), 2)
                 told = {"minutes": minutes, "machine": stages[0]["machine"]}
-                rows = [row for f in files for row in read_csv(f)]
+                rows = [row for f in files for row in scored(plan, workspace, f)]
                 keep(folder, setting, seed, recipes[setting], rows, told)
     found = kept(folder, recipes, dict.fromkeys(recipes, plan["seeds"]))
     scores = {s: {seed: run.rows for seed, run in runs.items()} for s, runs in found.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 from click import Context
@@ -12,8 +14,11 @@ from click import Context
 from seguro import api
 from seguro.cli.main import app
 from seguro.core.errors import ConfigError
+from seguro.core.files import write_text
 from seguro.core.settings import read_yaml, settings_from
 from seguro.core.types import ScoreRow
+from seguro.data import check, phantom
+from seguro.data.formats import read_label, write_label
 from seguro.networks import ClassicUNet, UNet
 from seguro.networks.mixing import points_of
 
@@ -24,7 +29,7 @@ NAMES = [n for n, plan in PLANS.items() if "arms" in plan and not OTHERS & set(p
 """Those of arms.py; others are read by scripts of their own."""
 FIELDS = {
     "data", "check", "plan", "edit", "train", "seeds", "folds", "cases", "checkpoints", "arms", "pairs",
-    "full", "probabilities", "workspace",
+    "full", "probabilities", "workspace", "subjects",
 }  # fmt: skip
 SEMI = ("roam_brain_slabs", "roam_ablation", "semi_acdc", "semi_acdc_coarse", "semi_covid")
 
@@ -198,6 +203,29 @@ def test_gaps_are_of_the_pairs_whose_second_arm_has_one_with_all_labels(arms):
     (found,) = arms.gaps_closed(plan, scores)
     assert (found["setting"], found["against"], found["full"], found["seeds"]) == ("x", "y", "z", [0])
     assert found["closed"] == pytest.approx(0.25)
+
+
+def test_slices_of_a_subject_count_together(arms, tmp_path):
+    data = phantom.write_png(tmp_path / "flat", n_labelled=3, seed=3)
+    ids = sorted(p.stem for p in (data / "labels").iterdir())
+    owner = dict(zip(ids, ("p", "p", "q"), strict=True))
+    write_text(data / "patients.csv", "id,patient\n" + "".join(f"{i},{p}\n" for i, p in owner.items()))
+    found = check.ensure(data, tmp_path / "w")
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    labels = {c.id: Path(found.root) / c.label.path for c in found.cases}
+    for label in labels.values():
+        shutil.copyfile(label, folder / label.name)
+    empty = read_label(labels[ids[1]])  # the second slice of p: nothing is found there
+    write_label(folder / labels[ids[1]].name, np.zeros_like(empty.array), empty.source)
+    scored = arms.scored({"subjects": True}, tmp_path / "w", folder / "scores" / "scores.csv")
+    rows = {(r.case, r.cls): r.value for r in scored}
+    assert {case for case, _ in rows} == {"p", "q"}
+    assert found.classes is not None
+    for i, name in enumerate(found.classes.foreground, start=1):
+        first, second = ((read_label(labels[c]).array == i).sum() for c in ids[:2])
+        assert rows["q", name] == 1
+        assert rows["p", name] == pytest.approx(2 * first / (2 * first + second))
 
 
 def test_probabilities_are_kept_and_calibrated_where_asked(arms, monkeypatch):

@@ -102,6 +102,18 @@ def test_splits_final_is_honoured_and_checked(tmp_path):
         api.plan(data, out=tmp_path / "c", options=SMALL)
 
 
+def test_unlabelled_scans_that_the_splits_do_not_name_are_trained_on(tmp_path):
+    data = phantom.write_msd(tmp_path / "data", n_labelled=4, n_test=0, n_unlabelled=3)
+    ids = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesTr").iterdir())
+    named, free, held_out = sorted(p.name.removesuffix(".nii.gz") for p in (data / "imagesUn").iterdir())
+    splits = [{"train": [*ids[:3], named], "val": ids[3:]}, {"train": ids[1:], "val": ids[:1]}]
+    write_json(data / "splits_final.json", splits)
+    owner = {i: i for i in (*ids, named, free)} | {held_out: ids[0]}
+    write_patients(data, [(c, p, "s") for c, p in owner.items()])
+    _, _, plan = api.plan(data, out=tmp_path / "w", options=SMALL)
+    assert [f.train for f in plan.folds] == [(*ids[:3], named, free, held_out), (*ids[1:], free)]
+
+
 def test_a_plan_edited_by_hand_is_used_and_never_overwritten(tmp_path, phantom_folder):
     api.plan(phantom_folder, out=tmp_path / "w", options=SMALL)
     path = tmp_path / "w" / "plan" / "plan.json"

@@ -51,6 +51,11 @@ class Augment(Record):
     falling: float = 0.5
     """Probability that a curve falls, which exchanges dark and bright."""
 
+    @property
+    def shades(self) -> bool:
+        """Whether intensities are ever changed."""
+        return max(self.p_noise, self.p_blur, self.p_intensity, self.p_curve) > 0
+
 
 @dataclass(frozen=True)
 class Spatial:

@@ -77,6 +77,8 @@ def _is_at(site: str, case: Case) -> bool:
 def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:
     """Return the folds of an nnU-Net `splits_final.json`.
 
+    Unlabelled cases that the file does not name go into training, except those of held-out patients.
+
     Raises:
         DataError: not a list of train/val lists, unknown ids, or a patient on both sides.
     """
@@ -86,6 +88,8 @@ def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:
         isinstance(f, dict) and {"train", "val"} <= set(f) for f in value
     ):
         raise DataError(f"{path}: expected a list of objects with 'train' and 'val'")
+    named = {str(i) for entry in value for i in (*entry["train"], *entry["val"])}
+    more = [c for c in cases if c.label is None and c.id not in named]
     folds = []
     for k, entry in enumerate(value):
         train, validation = tuple(map(str, entry["train"])), tuple(map(str, entry["val"]))
@@ -95,5 +99,7 @@ def from_file(path: Path, cases: Sequence[Case]) -> tuple[Fold, ...]:
         shared = {known[i].patient for i in train} & {known[i].patient for i in validation}
         if shared:
             raise DataError(f"{path}: fold {k} has patient {sorted(shared)[0]} in training and validation")
+        held_out = {known[i].patient for i in validation}
+        train = (*train, *(c.id for c in more if c.patient not in held_out))
         folds.append(Fold(name=str(k), train=train, validation=validation))
     return tuple(folds)

@@ -93,7 +93,8 @@ class Loop:
         self.clock = Clock()
         self._stop = threading.Event()
         self._last: dict[str, float] = {}
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, list[float]] = {}
+        """Of each logged value since the last validation: sum, and how many updates logged it."""
         """Logged values added up since the last look, and "n", how many."""
         self._looked_at = 0
 
@@ -185,8 +186,9 @@ class Loop:
         update = self.run.update
         numbers = {k: float(self.runtime.mean(v.float())) for k, v in sorted(values.items())}
         self._last = numbers
-        for name, value in {**numbers, "n": 1.0}.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+        for name, value in numbers.items():
+            total, n = self._sums.get(name, [0.0, 0])
+            self._sums[name] = [total + value, n + 1]
         if self.runtime.rank == 0:
             finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
             self.log.add("train", update, seconds=round(self.seconds, 2), **finite, **self.run.rates())
@@ -236,8 +238,7 @@ class Loop:
                 self.run.train()
         if scores and self.runtime.rank == 0:
             self.log.add("validation", self.run.update, **{k: _number(v) for k, v in scores.items()})
-        n = self._sums.pop("n", 1.0)
-        logged = {k: v / n for k, v in self._sums.items()}
+        logged = {k: total / n for k, (total, n) in self._sums.items()}
         self._sums = {}
         self._note_lost(logged)
         self._select({**logged, **scores})

@@ -1,6 +1,6 @@
 """What ROAM learns of few labels on a phantom, against supervised learning with the same recipe.
 
-`python tests/methods/roam/test_learning.py SIDE SLICES UPDATES` prints it at another size and length.
+`python tests/methods/roam/test_learning.py SIDE SLICES UPDATES POOLS` prints it at another scale.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ pytestmark = pytest.mark.xdist_group("roam learning")  # what the tests share is
 
 
 class Scale(NamedTuple):
-    """Pixels along a side of a slice, slices of a subject, updates of a training."""
+    """Pixels along a side of a slice, slices of a subject, updates of a training, pools of the U-Net."""
 
     side: int = 32
     slices: int = 6
     updates: int = 600
+    pools: int = 1
 
 
 SMALL = Scale()
@@ -67,7 +68,8 @@ def plan_of(scale: Scale) -> Plan:
     shape = (scale.slices, scale.side, scale.side)
     return Plan(
         name="slices", dims=2, spacing=(1, 1, 1), unit="mm", channels=(Intensity(name="x", scheme="zscore"),),
-        classes=CLASSES, patch=shape[1:], strides=((2, 2),), kernels=((3, 3),) * 2, batch=8, folds=(),
+        classes=CLASSES, patch=shape[1:], strides=((2, 2),) * scale.pools,
+        kernels=((3, 3),) * (scale.pools + 1), batch=8, folds=(),
         mirror=(2,),
         fingerprint=Fingerprint(
             n_cases=1, n_labelled=1, shape=shape, spacing=(SPREAD,) * 3, extent=(SPREAD,) * 3,

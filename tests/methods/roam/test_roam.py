@@ -294,7 +294,7 @@ def test_before_the_start_it_trains_on_the_labels_alone():
     "config",
     [
         {"start": 0.2},
-        {"guesses": 3},
+        {"guesses": 3, "augment": {"p_intensity": 1.0}},
         {"guess_bn": "eval"},
         {"average": 0.5, "teacher": True, "teacher_after": 0.0},
         {"confidence": 0.5},
@@ -335,6 +335,7 @@ def test_every_option_changes_what_is_learnt(config):
         ({"teacher": True}, "average"),
         ({"decay": "decoupled"}, "adamw"),
         ({"strong": {}, "guesses": 2}, "guesses"),
+        ({"guesses": 2}, "the same image"),
         ({"layer_weights": (0, 0, 0)}, "zero"),
         ({"layers": ()}, "at least 1"),
     ],

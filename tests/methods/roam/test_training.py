@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import torch
 
 from seguro import api
+from seguro.core.files import read_json, write_json, write_text
 from seguro.core.seeds import derive
 from seguro.data.planner import PlanOptions
 from seguro.data.store import Cases, prepare
@@ -50,6 +56,39 @@ def test_the_trace_is_the_same_when_the_labels_nobody_may_see_are_deleted(phanto
     assert traces[0] == traces[1] and len(traces[0]) == 4
 
 
+@pytest.mark.parametrize("file", ["as it was", "noise", "absent"])
+def test_no_file_of_a_label_that_is_told_to_be_unlabelled_is_opened(phantom_folder, tmp_path, file):
+    data = tmp_path / "data"
+    shutil.copytree(phantom_folder, data)
+    labels = sorted((data / "labelsTr").glob("*.nii.gz"))
+    ids = [p.name.removesuffix(".nii.gz") for p in labels]
+    write_text(
+        data / "patients.csv", "id,patient,split\n" + "".join(f"{i},{i},unlabelled\n" for i in ids[3:])
+    )
+    for label in labels[3:]:
+        if file == "noise":
+            label.write_bytes(b"noise")
+        if file == "absent":
+            label.unlink()
+    run = train(data, tmp_path / "run")
+    assert losses(run) == losses_of_three(phantom_folder)
+
+
+@cache
+def losses_of_three(folder):
+    """Return the trace of the first three cases with labels and the others in `imagesUn`."""
+    with TemporaryDirectory() as place:
+        data = Path(place) / "data"
+        shutil.copytree(folder, data)
+        told = read_json(data / "dataset.json")
+        for entry in told["training"][3:]:
+            image = data / entry["image"]
+            image.rename(data / "imagesUn" / image.name)
+            (data / entry["label"]).unlink()
+        write_json(data / "dataset.json", {**told, "training": told["training"][:3], "numTraining": 3})
+        return losses(train(data, Path(place) / "run"))
+
+
 def test_shares_are_logged_and_a_lost_class_is_noted(phantom_folder, tmp_path, monkeypatch):
     plain = train(phantom_folder, tmp_path)
     logged = [line for line in RunLog(plain).lines() if line["kind"] == "train"]
@@ -58,7 +97,9 @@ def test_shares_are_logged_and_a_lost_class_is_noted(phantom_folder, tmp_path, m
     update = Roam.update
 
     def lost(self, batch, run):
-        return {**update(self, batch, run), shares[0]: torch.tensor(0.03), shares[1]: torch.tensor(0.5)}
+        out = {k: v for k, v in update(self, batch, run).items() if k not in shares}
+        seen = {shares[0]: torch.tensor(0.03), shares[1]: torch.tensor(0.15)}  # in every second update alone
+        return {**out, **(seen if run.update % 2 else {})}
 
     monkeypatch.setattr(Roam, "update", lost)
     run = train(phantom_folder, tmp_path, name="lost")

@@ -112,6 +112,10 @@ class RoamConfig(Record):
             raise ValueError(f"a share of {self.share} of a group of {self.group} is not a whole number")
         if self.strong is not None and self.guesses > 1:
             raise ValueError("strong trains on another view than the one guessed from: set guesses to 1")
+        if self.guesses > 1 and not self.augment.shades:
+            raise ValueError(
+                f"{self.guesses} guesses of the same image are one: set augment.p_intensity, or another"
+            )
         if self.teacher and self.average is None:
             raise ValueError("teacher needs averaged weights: set average, e.g. 0.99")
         if self.decay == "decoupled" and self.optimiser == "adam" and self.weight_decay > 0:

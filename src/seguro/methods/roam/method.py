@@ -102,7 +102,8 @@ class Roam:
         target, counts = self._targets(only, labelled[labelled], run)
         with run.autocast():
             logits = self.modules["network"](only.image)
-        loss = self._fit(logits.float(), target, counts)
+        even = self.even and round(self.even * self.config.share)  # the labelled ones of a group
+        loss = self._fit(logits.float(), target, counts, even)
         return loss, {"supervised": loss.detach()}
 
     def _on_all(self, batch: Batch, labelled: Tensor, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
@@ -199,26 +200,26 @@ class Roam:
         fitted, whole = mixed(target, counts, plan)
         if self.config.fitted_by == "sample":
             parts = [[x[rows] for x in (logits, fitted, whole)] for rows in (labelled, ~labelled)]
-            return self._fit(*parts[0]), self._fit_guesses(*parts[1])
+            return self._fit(*parts[0], self.even), self._fit_guesses(*parts[1])
         own = labelled.float().reshape(-1, 1, *[1] * (counts.ndim - 1)).expand_as(counts.unsqueeze(1))
         share = (own if plan is None else plan(own)).squeeze(1)  # of each voxel that comes from a label
-        return self._fit(logits, fitted, whole * share), self._fit_guesses(
+        return self._fit(logits, fitted, whole * share, self.even), self._fit_guesses(
             logits, fitted, whole * (1 - share)
         )
 
-    def _fit(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
-        """Return the loss against labels."""
+    def _fit(self, logits: Tensor, target: Tensor, counts: Tensor, even: int | None) -> Tensor:
+        """Return the loss against labels; `even`: samples over which every voxel weighs the same."""
         c, classes = self.config, self.plan.classes
         args = (logits, target, counts, classes)
-        loss = c.cross_entropy_weight * soft_cross_entropy(*args, group=self.even)
+        loss = c.cross_entropy_weight * soft_cross_entropy(*args, group=even)
         if c.dice_weight:
-            loss = loss + c.dice_weight * dice_of_soft(*args, group=self.even)
+            loss = loss + c.dice_weight * dice_of_soft(*args, group=even)
         return loss
 
     def _fit_guesses(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
         """Return the loss against guesses, before its weight."""
         if self.config.unlabelled_loss == "same":
-            return self._fit(logits, target, counts)
+            return self._fit(logits, target, counts, self.even)
         summed = self.config.lambda_norm == "sum"
         return squared_error(logits, target, counts, self.plan.classes, summed=summed, group=self.even)
 
