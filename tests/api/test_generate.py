@@ -25,6 +25,7 @@ from seguro.data.layouts.naming import read_patients
 from seguro.data.planner import PlanOptions
 from seguro.engine.model import load_model
 from seguro.inference import validate
+from seguro.inference.predict import predict
 from seguro.inference.segmenter import Segmenter
 from seguro.inference.synthesis import as_read, placed, swept, volumes
 
@@ -159,7 +160,10 @@ def test_a_generator_of_a_federation_is_released_by_the_audit_of_its_sites(pipel
         made = generate(source, "site1", 1, tmp_path / "out", steps=STEPS)
     finally:
         (tmp_path / "away").rename(pipeline.workspace / "runs" / "factory")
-    assert made.releasable == (failed is None)
+    facts = read_json(tmp_path / "out" / FACTS)["audit"]
+    assert facts["n_train"] > 0  # the source's own cases are here, and are looked at too
+    assert made.releasable == (failed is None and facts["ratio"] >= 0.9)
+    assert f"at the sites that trained it: {'passed' if failed is None else 'not releasable'}" in made.reason
     assert (failed or "passed") in made.reason
     assert read_json(source / "stage.json")["outputs"][START_AUDIT]
     write_json(source / START_AUDIT, {"releasable": True, "domains": ["site1"]})
@@ -181,15 +185,17 @@ def test_a_case_that_only_the_factory_saw_is_not_held_out(pipeline, tmp_path):
         c for r in ("factory", "source") for c in read_json(workspace / "runs" / r / "cases.json")["train"]
     }
     model = load_model(source)
-    train, held_out = _sides(source, model)
-    assert {c.id for c in train.facts} == trained
+    train, held_out, whole = _sides(source, model)
+    assert whole and {c.id for c in train.facts} == trained
     assert {c.id for c in held_out.facts} == set(facts["validation"])
     seen = facts["validation"][0]
     factory = read_json(workspace / "runs" / "factory" / "cases.json")
     write_json(workspace / "runs" / "factory" / "cases.json", factory | {"train": [*factory["train"], seen]})
-    train, held_out = _sides(source, model)
+    train, held_out, _ = _sides(source, model)
     assert seen in {c.id for c in train.facts} and seen not in {c.id for c in held_out.facts}
     shutil.rmtree(workspace / "runs" / "factory")
+    assert not _sides(source, model)[2]  # the sites' audit lies beside the run: what is here is looked at
+    (source / START_AUDIT).unlink()
     assert "the generator comes from" in _sides(source, model)
 
 
@@ -316,6 +322,18 @@ def test_from_synthetic_source_to_a_prediction_at_the_target(pipeline, tmp_path)
     file = next(iter(sorted((target / "imagesUn").glob("*.nii.gz"))))
     result = Segmenter([model]).predict(file)
     assert result.array.shape == read_image([file]).grid.shape
+    found = {}
+    for way in (None, "intra", "inter", "ensemble"):
+        report = predict([run], file, tmp_path / f"out-{way}", probabilities=True, way=way)
+        (volume,) = (report.out / "probabilities").iterdir()
+        found[way] = read_image([volume], channels=3).array
+    assert np.array_equal(found[None], found["inter"])  # as preset tiny says
+    stated = 0.4 * found["intra"] + 0.6 * found["inter"]
+    np.testing.assert_allclose(found["ensemble"], stated, atol=1e-2)  # logits were enlarged
+    with pytest.raises(ConfigError, match="it knows intra, inter, ensemble"):
+        predict([run], file, tmp_path / "none", way="both")
+    with pytest.raises(ConfigError, match="one way only"):
+        predict([pipeline.source], file, tmp_path / "none", way="intra")
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ def test_a_read_only_label_is_left_alone():
         assert np.array_equal(frame(32, 32).labels(label), label)
 
 
+@pytest.mark.parametrize("shape", [(3, 20, 20), (3, 14, 20), (3, 41, 20), (3, 50, 33)])
+def test_frames_of_a_slice_show_all_of_it_and_overlap_by_half(shape):
+    f = frame(20, 20)
+    seen = np.zeros(shape[1:], int)
+    middles = f.places(shape, 2)
+    for z, *middle in middles:
+        assert z == 2
+        low = [round(m - (f.side - 1) / 2 + 1e-9) for m in middle]
+        assert all(i >= 0 and i + f.side <= n for i, n in zip(low, shape[1:], strict=True) if n >= f.side)
+        seen[tuple(slice(max(i, 0), i + f.side) for i in low)] += 1
+    assert seen.min() >= 1
+    if min(shape[1:]) > f.side:
+        assert seen[f.side // 2 : -f.side // 2, f.side // 2 : -f.side // 2].min() >= 2
+    elif max(shape[1:]) <= f.side:
+        assert middles == [tuple((2.0, *((n - 1) / 2 for n in shape[1:])))]
+
+
 def test_image_and_label_shrink_alike():
     """The middle of a bright square is where its label is, to half a pixel."""
     plane = np.zeros((96, 96), np.uint8)

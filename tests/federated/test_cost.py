@@ -71,9 +71,10 @@ def test_strangers_and_files_that_are_none_are_refused(told, federation, sites, 
 
 def test_a_site_that_is_alone_or_alone_with_labels_is_named():
     one, none = {"n_labelled": 3}, {"n_labelled": 0}
-    assert "site a is the only one" in lonely({"a": one})[0]
-    assert "only site b has labelled cases" in lonely({"a": none, "b": one, "c": none})[0]
-    assert lonely({"a": one, "b": one}) == [] and lonely({"a": none, "b": none}) == []
+    assert "site a is the only one" in lonely({"a": one}, "supervised")[0]
+    assert "only site b has labelled cases" in lonely({"a": none, "b": one, "c": none}, "roam")[0]
+    assert lonely({"a": one, "b": one}, "roam") == [] and lonely({"a": none, "b": none}, "roam") == []
+    assert lonely({"a": none, "b": one, "c": none}, "factory") == []
 
 
 def test_the_server_says_so_before_round_1(fake, server, tmp_path):

@@ -71,6 +71,35 @@ def foreseen(
     ]
 
 
+def plan_as_begun(data: Path, init: Path, *, out: Path | None = None) -> dict[str, Any]:
+    """Plan data that have no plan yet on the voxels of the run to start from; returns settings for its frame.
+
+    So things are shown at the scale that the generator learned. Nothing where there is a plan already, or
+    where one of the two has no physical voxels.
+
+    Args:
+        data: folder or workspace.
+        init: a factory, or stage source of an adaptation.
+        out: the workspace.
+    """
+    from seguro.api.stages import plan as planned
+    from seguro.data.frame import frame_of
+    from seguro.data.plan import Plan
+    from seguro.data.planner import PlanOptions
+    from seguro.engine.model import model_folder
+
+    workspace = workspace_of(data, out)
+    if (workspace / "plan" / "plan.json").exists():
+        return {}
+    start = read_json(model_folder(init) / "model.json")
+    began, config = Plan.model_validate(start["plan"]), start["config"]
+    manifest = manifest_of(data, workspace)
+    if {c.unit for c in manifest.cases} != {began.unit} or began.unit == "px":
+        return {}
+    planned(data, out=out, options=PlanOptions(dims=2, spacing=began.spacing))
+    return {"side": frame_of(began, config["size"], side=config["side"], limits=config["limits"]).side}
+
+
 def _training(manifest: Manifest, plan: Plan | None, fold: str) -> Sequence[Case]:
     """Return the training cases of a fold; all that may be, where there is no plan yet."""
     if plan is not None:

@@ -63,7 +63,14 @@ def federation(options: FederateOptions, sites: Sequence[str]) -> Federation:
         ConfigError: fields that are unknown or out of range; each is listed.
     """
     from seguro.federated.strategies import Federation
+    from seguro.methods import get
 
+    if begins := get(options.method).needs.begins:
+        raise ConfigError(
+            f"method {options.method} starts from the {', '.join(begins)} of another run, which a federation "
+            "does not give its sites: train that together (seguro federate, method factory), then adapt at "
+            "each site (seguro adapt)"
+        )
     wanted = TrainOptions(
         method=options.method, preset=options.preset, network=options.network, settings=options.settings
     )

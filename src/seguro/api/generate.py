@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ def generate(
     model, number, others = _looked_at(run, domain, n_volumes, steps, beside, device=device)
     predictor: Any = model.predictor
     with whole(out, model.folder) as folder:
-        made = _write(folder, model, domain, number, n_volumes, steps, seed)
+        made, n_slices = _write(folder, model, domain, number, n_volumes, steps, seed)
         rows = [(f"{PREFIX}{i:03d}", f"{PREFIX}{i:03d}", domain, "train") for i in range(n_volumes)]
         if others is not None:
             rows += _copied(folder, others)
@@ -91,7 +91,7 @@ def generate(
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([("id", "patient", "site", "split"), *rows])
         write_text(folder / "patients.csv", table.getvalue())
-        facts = _audit(run, model, predictor.frame, domain, np.concatenate(made))
+        facts = _audit(run, model, predictor.frame, domain, made)
         n_real = 0 if others is None else len(others.cases)
         releasable = bool(facts["passed"]) and not n_real
         write_json(
@@ -103,7 +103,7 @@ def generate(
     reason = str(facts["reason"])
     if n_real:
         reason += f"; {n_real} real cases lie beside the made ones: the folder must not leave"
-    return Generated(out, n_volumes, len(made[0]), releasable, reason)
+    return Generated(out, n_volumes, n_slices, releasable, reason)
 
 
 def foreseen(
@@ -140,10 +140,11 @@ def _looked_at(
 ) -> tuple[Model, int, Manifest | None]:
     """Return the model, the number of the domain and the cases to copy; refuse what does not fit."""
     from seguro.engine.model import load_model
+    from seguro.engine.runtime import Runtime
 
     if n_volumes < 1 or steps < 1:
         raise ConfigError(f"{n_volumes} volumes in {steps} steps: expected at least one of each")
-    model = load_model(run, device)
+    model = load_model(run, Runtime(device).device)
     number = _number(model, domain)
     others = None if beside is None else _others(beside, model.plan, domain, write=write)
     return model, number, others
@@ -155,6 +156,10 @@ def _number(model: Model, domain: str) -> int:
         raise ConfigError(
             f"{model.folder}: made by method {model.method}; synthetic volumes are labelled by a model of "
             "method adapt: seguro adapt DATA --from FACTORY --stage source"
+        )
+    if model.plan.classes.regions:
+        raise ConfigError(
+            f"{model.folder}: its classes overlap, and labels are written with one value per voxel"
         )
     names = list(model.config["domains"]) or ["any"]
     if domain not in names:
@@ -174,22 +179,25 @@ def _number(model: Model, domain: str) -> int:
 
 def _write(
     folder: Path, model: Model, domain: str, number: int, n: int, steps: int, seed: int
-) -> list[np.ndarray]:
-    """Write images and labels; returns the made slices (n, C, size, size) of each volume."""
+) -> tuple[np.ndarray, int]:
+    """Write images and labels; returns slices (n, C, size, size) evenly over all, and those of a volume."""
+    from seguro.api.made import AUDITED
     from seguro.data.formats import write_label, write_scores
     from seguro.data.formats.nifti import source_of
     from seguro.inference.synthesis import as_read, placed, volumes
 
     predictor: Any = model.predictor
-    made = []
+    kept, n_slices = [], 0
     for i, volume in enumerate(volumes(predictor, model.plan.classes, number, n, steps=steps, seed=seed)):
-        made.append(volume.image.swapaxes(0, 1))
+        n_slices = volume.image.shape[1]
+        of_it = [j - i * n_slices for j in _evenly(n * n_slices, AUDITED) if j // n_slices == i]
+        kept.append(volume.image[:, of_it].swapaxes(0, 1))
         lying, grid = placed(volume, predictor.frame, model.plan)
         source, name = source_of(grid), f"{PREFIX}{i:03d}.nii.gz"
         image = as_read(lying.image, predictor.frame, model.plan)
         write_scores(folder / "imagesTr" / name, image if len(image) > 1 else image[0], source)
         write_label(folder / "labelsTr" / name, lying.label, source)
-    return made
+    return np.concatenate(kept), n_slices
 
 
 def _others(data: Path, plan: Plan, domain: str, *, write: bool) -> Manifest:
@@ -273,21 +281,27 @@ def _audit(run: Path, model: Model, frame: Frame, domain: str, made: np.ndarray)
     from seguro.api.made import AUDITED, REMEMBERED
     from seguro.evaluation.generated import AUDIT_RATIO, audit
 
-    sides = _sides(run, model)
+    sides, start = _sides(run, model), _at_the_start(run)
     if isinstance(sides, str):
-        return _at_the_start(run) or {"passed": False, "reason": sides}
-    known, fresh = (_real(sides[0], frame, domain, REMEMBERED), _real(sides[1], frame, domain, AUDITED))
+        return start or {"passed": False, "reason": sides}
+    train, held_out, whole = sides
+    if whole:
+        start = None  # what its own training saw is all here
+    known, fresh = _real(train, frame, domain, REMEMBERED), _real(held_out, frame, domain, AUDITED)
     if not (len(known) and len(fresh)):
         missing = "held-out" if len(known) else "training"
-        return {"passed": False, "reason": f"not made, no {missing} slice of {domain}: not releasable"}
-    chosen = np.linspace(0, len(made) - 1, min(AUDITED, len(made))).round().astype(int)
-    done = audit(made[chosen], known, fresh)
+        reason = f"not made, no {missing} slice of {domain}: not releasable"
+        return start or {"passed": False, "reason": reason}
+    done = audit(made, known, fresh)
     verdict = "passed" if done.passed else "not releasable"
     reason = (
         f"made slices lie {done.ratio:.2f} times as far from the training slices as held-out ones do, "
         f"{AUDIT_RATIO} is needed: {verdict}"
     )
-    return {**vars(done), "ratio": done.ratio, "passed": done.passed, "reason": reason}
+    if start is not None:
+        reason += f"; {start['reason']}"
+    passed = done.passed and (start is None or bool(start["passed"]))
+    return {**vars(done), "ratio": done.ratio, "passed": passed, "reason": reason}
 
 
 def _at_the_start(run: Path) -> Mapping[str, Any] | None:
@@ -310,10 +324,13 @@ def _at_the_start(run: Path) -> Mapping[str, Any] | None:
     return {"passed": passed, "reason": f"that of the generator, at the sites that trained it: {verdict}"}
 
 
-def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | str:
-    """Return what the run and those it began from were trained on, and what none of them saw; or why not.
+def _sides(run: Path, model: Model) -> tuple[Cases, Cases, bool] | str:
+    """Return what the run and those it began from were trained on, what none of them saw, or why not.
 
-    The generator's own training counts: a factory may remember cases that later runs held out.
+    The third value says whether all that they were trained on is here.
+
+    The generator's own training counts: a factory may remember cases that later runs held out. Where the
+    sites of a federation trained and audited it, what of them lies here is looked at again.
     """
     from seguro.api.selection import run_of
     from seguro.data import manifest as manifests
@@ -327,18 +344,18 @@ def _sides(run: Path, model: Model) -> tuple[Cases, Cases] | str:
     store = workspace / "store" / model.plan.preprocessing_hash
     if not (workspace / "check" / manifests.FILE).exists() or not store.is_dir():
         return away
-    trained = _trained_on(folder)
-    if trained is None:
+    trained, whole = _trained_on(folder)
+    if not whole and _at_the_start(run) is None:
         return "not made, the run that the generator comes from is not in the workspace: not releasable"
     fresh = set(read_json(folder / "cases.json")["validation"]) - trained
     cases = manifests.load(workspace / "check" / manifests.FILE).cases
     parts = [[c for c in cases if c.id in ids] for ids in (trained, fresh)]
     train, held_out = (Cases(store, p, model.plan.classes, hide_labels=True) for p in parts)
-    return train, held_out
+    return train, held_out, whole
 
 
-def _trained_on(run: Path) -> set[str] | None:
-    """Return the training cases of a run and of all that it began from, None where one is not beside it."""
+def _trained_on(run: Path) -> tuple[set[str], bool]:
+    """Return the training cases of a run and of those it began from that are beside it, and if all are."""
     found: set[str] = set()
     beginnings = {read_json(p)["weights_sha256"]: p.parents[1] for p in run.parent.glob("*/model/model.json")}
     folder: Path | None = run
@@ -347,21 +364,25 @@ def _trained_on(run: Path) -> set[str] | None:
         stage = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"reads": {}}
         begun = stage["reads"].get("init")
         if begun is None:
-            return found
+            return found, True
         folder = beginnings.get(begun)
-    return None
+    return found, False
 
 
 def _real(cases: Cases, frame: Frame, domain: str, most: int) -> np.ndarray:
-    """Return up to `most` slices (n, C, size, size) of a site's cases, evenly over all of them."""
+    """Return up to `most` frames (n, C, size, size) of a site's cases, evenly over all of them."""
     alone = {c.site for c in cases.facts} == {"site1"}  # nobody said a site: there is one domain
+    here = [i for i, fact in enumerate(cases.facts) if alone or fact.site == domain]
+    shapes = {i: cases[i].shape for i in here}
     where = [
-        (i, k)
-        for i, fact in enumerate(cases.facts)
-        if alone or fact.site == domain
-        for k in range(cases[i].shape[frame.axis])
+        (i, place) for i in here for k in range(shapes[i][frame.axis]) for place in frame.places(shapes[i], k)
     ]
     if not where:
         return np.zeros((0, 1, frame.size, frame.size), np.float32)
-    chosen: Sequence[int] = np.linspace(0, len(where) - 1, min(most, len(where))).round().astype(int).tolist()
-    return np.stack([frame.middle(cases[where[j][0]], where[j][1])[0] for j in chosen])
+    return np.stack([frame.at(cases[where[j][0]], where[j][1]) for j in _evenly(len(where), most)])
+
+
+def _evenly(n: int, most: int) -> list[int]:
+    """Return up to `most` of n indices, evenly over all of them."""
+    found: list[int] = np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
+    return found

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from seguro.api.federation import FederateOptions
 
 STRATEGY = (
-    "One field of the strategy: aggregate=trimmed, trim=0.2, norm_bound=2, prox=0.01, personal=norm, "
-    "fraction=0.5, quorum=3, timeout_s=600, best=worst, coding=int8, privacy.clip=1, privacy.noise=1, ...; "
-    "repeatable."
+    "One field of the strategy: aggregate=trimmed (or uniform), trim=0.2, norm_bound=2, prox=0.01, "
+    "personal=norm, fraction=0.5, quorum=3, timeout_s=600, best=worst, evaluate_every=5, coding=int8, "
+    "down=int8, optimiser=reset, server_average=0.9, privacy.clip=1, privacy.noise=1, ...; repeatable."
 )
 
 
@@ -74,6 +74,7 @@ def simulate(
     from rich.markup import escape
 
     from seguro.api import federation as api
+    from seguro.api import segments
     from seguro.core.settings import merge, settings_from
 
     screen = console(as_json)
@@ -107,11 +108,14 @@ def simulate(
         finish(screen, result=result, as_json=as_json)
         return
     run = api.simulate(data, options, out=out, sites=sites, say=say)
+    then = f"seguro predict {shlex.quote(str(run))} IMAGES"
+    if not segments(options.method):
+        then = f"seguro adapt DATA --from {shlex.quote(str(run))} --source SITE --target SITE"
     finish(
         screen,
         result={"run": str(run)},
         as_json=as_json,
-        then=f"seguro predict {shlex.quote(str(run))} IMAGES",
+        then=then,
     )
 
 

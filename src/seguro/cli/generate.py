@@ -28,7 +28,7 @@ def generate(
         Path | None,
         typer.Option(help="Data folder whose cases of other sites are copied in: those to adapt to."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
     seed: Seed = 0,
     dry_run: DryRun = False,
     as_json: AsJson = False,
@@ -68,5 +68,8 @@ def generate(
             "reason": made.reason,
         },
         as_json=as_json,
-        then=shlex.join(["seguro", "adapt", str(made.folder), "--from", str(run), "--source", domain]),
+        then=shlex.join(["seguro", "adapt", str(made.folder), "--from", str(run), "--source", domain])
+        if beside
+        else shlex.join(["seguro", "generate", str(run), "--domain", domain, "--beside"])
+        + " TARGET_DATA --out BOTH",
     )

@@ -110,6 +110,10 @@ def predict(
     largest: Annotated[
         bool, typer.Option("--largest", help="Keep only the largest connected part of each class.")
     ] = False,
+    way: Annotated[
+        str | None,
+        typer.Option(help="Of a model of adapt: intra, inter or ensemble, not its run's; NAME-WAY."),
+    ] = None,
     doubt: Annotated[
         bool, typer.Option("--doubt", help="Also write where it may be wrong: doubt/ID and doubt.csv.")
     ] = False,
@@ -149,6 +153,8 @@ def predict(
     tasks = tasks_of(models, images, data=data, cases=cases, out=out, data_root=data_root)
     if second is not None and out is None:  # beside what the model predicted alone
         tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-second")) for t in tasks]
+    if way is not None and out is None:
+        tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-{way}")) for t in tasks]
     if last and out is None:
         tasks = [replace(t, out=t.out.with_name(f"{t.out.name}-{LAST}")) for t in tasks]
     for task in tasks:
@@ -182,7 +188,8 @@ def predict(
                 task.models, task.inputs, task.out, device=device, precision=precision,  # type: ignore[arg-type]
                 flips=flips, overlap=overlap, probabilities=probabilities, batch=batch, threads=threads,
                 spacing=size, repair="nan=min" if repair else None, support=bank, snap=snap, largest=largest,
-                doubt=doubt, second=second, blocks=blocks or BLOCKS, progress=progress, warnings=warnings,
+                way=way, doubt=doubt, second=second, blocks=blocks or BLOCKS, progress=progress,
+                warnings=warnings,
             )  # fmt: skip
         show(text, report)
         reports.append(report)

@@ -7,7 +7,8 @@ become -1 ... 1; what lies beyond is cut off.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,27 @@ class Frame:
         where = [(n - 1) / 2 for n in case.shape]
         where[self.axis] = float(index)
         return self._at(case, (where[0], where[1], where[2]))
+
+    def places(self, shape: Sequence[int], index: int) -> list[ThreeF]:
+        """Return the middles of frames that together show all of slice `index` of a case of `shape`.
+
+        One where the slice is no larger than the frame; else they overlap by half at least.
+        """
+        along = []
+        for axis, n in enumerate(shape):
+            wide = self.window[axis]
+            if axis == self.axis:
+                along.append([float(index)])
+            elif n <= wide:
+                along.append([(n - 1) / 2])
+            else:
+                count = math.ceil(2 * (n - wide) / wide) + 1
+                along.append([float(m) for m in np.linspace((wide - 1) / 2, n - 1 - (wide - 1) / 2, count)])
+        return [(z, y, x) for z in along[0] for y in along[1] for x in along[2]]
+
+    def at(self, case: Stored, where: ThreeF) -> NDArray[np.float32]:
+        """Return the image (C, size, size) of the frame whose middle is `where`."""
+        return self._at(case, where)[0]
 
     def _at(self, case: Stored, where: ThreeF) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, int]:
         image, label = crop(case, where, self.window)

@@ -59,7 +59,7 @@ class Admission:
             found, waited = len(self.roster.node_of), time.monotonic() - started
             enough = not first and found >= self.strategy.needed
             if found == len(self.federation.sites) or (enough and waited > min(GRACE_S, patience)):
-                for warning in lonely(self.roster.facts):
+                for warning in lonely(self.roster.facts, self.federation.method):
                     self.say(warning)
                 return
             if waited > patience:

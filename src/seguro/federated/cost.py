@@ -63,7 +63,7 @@ class Foretold:
         segments = get(self.method).needs.segments
         judged = "Dice" if segments else "distances of what is made to its own slices"
         out = [f"one plan for {len(self.facts)} sites:", *(f"  {reason}" for reason in self.plan.reasons)]
-        out += lonely(self.facts)
+        out += lonely(self.facts, self.method)
         out += [
             f"each site sends at most {up:.1f} MB and receives {down:.1f} MB in {self.rounds} rounds:",
             f"  {len(self.arrays)} arrays of weights a round, and losses, {judged}, counts, seconds",

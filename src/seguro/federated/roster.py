@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seguro.core.errors import ConfigError
+from seguro.methods import get
 
 
-def lonely(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def lonely(facts: Mapping[str, Mapping[str, Any]], method: str) -> list[str]:
     """Return warnings, each naming the site, where a federation is none: one site, or labels at one only.
 
     Args:
         facts: by site, what it told of its cases.
+        method: one that learns without labels is chosen without them too.
     """
     if len(facts) == 1:
         return [f"warning: site {next(iter(facts))} is the only one: nothing is averaged"]
     labelled = [site for site, told in sorted(facts.items()) if told["n_labelled"]]
-    if len(labelled) != 1:
+    if len(labelled) != 1 or get(method).needs.labels == "none":
         return []
     return [
         f"warning: only site {labelled[0]} has labelled cases: its validation cases alone choose the best "

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seguro.core.errors import DataError, RunError
+from seguro.core.errors import ConfigError, DataError, RunError
 from seguro.core.files import sha256_file, sha256_json, write_json, write_text
 from seguro.core.stage import Stage, locked
 from seguro.core.types import Classes, ThreeF, Volume, Warnings
 from seguro.data.formats import write_label, write_scores
 from seguro.data.support import Bank
-from seguro.engine.model import load_model
+from seguro.engine.model import Model, load_model
 from seguro.engine.runtime import Precision, Runtime
 from seguro.inference import listing, novelty
 from seguro.inference.annotated import Annotated
@@ -79,6 +79,7 @@ def predict(
     support: Bank | None = None,
     snap: float = 0.0,
     largest: bool = False,
+    way: str | None = None,
     doubt: bool = False,
     second: Path | None = None,
     blocks: int = BLOCKS,
@@ -107,6 +108,7 @@ def predict(
         support: annotated examples, for methods that segment what these show.
         snap: how far probabilities are drawn to the mean of their superpixel, 0 to 1.
         largest: keep only the largest connected part of each class.
+        way: of an adapted model, intra, inter or ensemble; its run's when not given.
         doubt: also write `doubt/<id>` (percent, 0 to 100) and doubt.csv: which slices to look at first.
         second: run or model that does the most uncertain blocks of whole-volume predictions again.
         blocks: how many, at most.
@@ -123,6 +125,9 @@ def predict(
         torch.set_num_threads(threads)
     runtime = Runtime(device, precision)
     loaded = [load_model(path, runtime.device) for path in models]
+    if way is not None:
+        for model in loaded:
+            go(model, way)
     if second is not None:
         fine = load_model(second, runtime.device)
         loaded = [refined(m, fine, blocks=blocks) for m in loaded]
@@ -151,7 +156,7 @@ def predict(
         "device": runtime.device.type,
         "probabilities": probabilities,
         # only where they were given: predictions from before there were these options keep their key
-        **{k: v for k, v in {"snap": snap, "largest": largest, "doubt": doubt}.items() if v},
+        **{k: v for k, v in {"snap": snap, "largest": largest, "way": way, "doubt": doubt}.items() if v},
         **({"support": support.hash} if support else {}),
     }
     with locked(out):
@@ -159,6 +164,19 @@ def predict(
         job = _Job(ensemble, out, options, warnings, progress, told, seen)
         listing.refuse_other(out, models=job.models, inputs=listing.sources(items))
         return job.run(items)
+
+
+def go(model: Model, way: str) -> None:
+    """Let a model predict in one of its ways.
+
+    Raises:
+        ConfigError: it has no such way.
+    """
+    ways = model.predictor.ways
+    if way not in ways:
+        known = f"it knows {', '.join(ways)}" if ways else f"method {model.method} has one way only"
+        raise ConfigError(f"--way {way}: {model.folder}: {known}")
+    model.predictor.way = way
 
 
 def _items(

@@ -156,6 +156,10 @@ class Predictor(nn.Module):
 
     classes: Classes
     tiling: Tiling
+    ways: tuple[str, ...] = ()
+    """Names of the ways in which it can segment an image, where there are several."""
+    way: str | None = None
+    """One of `ways`; None for that of the run."""
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, classes.n, Z, Y, X) for images (N, C, Z, Y, X)."""

@@ -127,6 +127,8 @@ class AdaptConfig(GeneratorConfig):
             raise ValueError("l2, l1, ssim and gradient are all 0; images would not be compared at all")
         if self.view.p_spatial or self.view.mirror:
             raise ValueError("view moves things (p_spatial, mirror); the image to paint would not follow")
+        if self.select == "cycle" and not self.cycle:
+            raise ValueError("select cycle needs the cycle: leave cycle=false out, or set select=translated")
         return self
 
 

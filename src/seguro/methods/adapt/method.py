@@ -44,8 +44,9 @@ class Adapt:
     Config: ClassVar[type[AdaptConfig]] = AdaptConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS
     needs: ClassVar[Needs] = Needs(
-        dims=(2,), labels="some", unlabelled="helps", segments=True, monitor="min:translated", group=2
-    )
+        dims=(2,), labels="some", unlabelled="helps", segments=True, monitor="min:translated", group=2,
+        begins=("generator",),
+    )  # fmt: skip
 
     def __init__(self, config: AdaptConfig, plan: Plan, build: Build) -> None:
         self.config = config

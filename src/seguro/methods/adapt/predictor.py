@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,13 +55,14 @@ class AdaptPredictor(Predictor):
         for name, module in modules.items():
             self.add_module(name, module)
         self.config, self.frame = config, frame
+        self.ways = () if config.stage == "source" else ("intra", "inter", "ensemble")
         self.classes = plan.classes
         self.tiling = Slices(plan.slice_axis, (frame.side, frame.side), config.overlap)
 
     def forward(self, x: Tensor, support: Support | None = None) -> Tensor:
         """Return logits (N, n, 1, A, B) of planned slices (N, C, 1, A, B)."""
         image = self.frame.shown(x.squeeze(2))
-        return self.frame.enlarged(self.logits(image)).unsqueeze(2)
+        return self.frame.enlarged(self.logits(image, cast("Way | None", self.way))).unsqueeze(2)
 
     def logits(self, image: Tensor, way: Way | None = None) -> Tensor:
         """Return logits (N, n, size, size) of images (N, C, size, size) in [-1, 1].

@@ -60,6 +60,8 @@ def sides(sites: Sequence[str], labelled: Sequence[int], config: AdaptConfig) ->
     other = set(target)
     source = [i for i in labelled if (i not in other if config.source is None else sites[i] == config.source)]
     known = f"the sites are {', '.join(sorted(set(sites)))}"
+    if set(sites) == {"site1"}:
+        known = "no case is said to be of a site: name sites in patients.csv, with columns id, patient, site"
     if not source:
         raise ConfigError(
             f"no labelled case of the source (source={config.source!r}, {known}): adaptation learns to "
@@ -78,14 +80,14 @@ def draw(
 ) -> Shown:
     """Return a slice of the source in even slots, of the target in odd ones; in stage source all are its.
 
-    Where the target has labels, every second of its slots shows one.
+    Where the target has labels, half of its slots show one.
     """
     source, target = sides([c.site for c in cases.facts], cases.labelled, config)
     if config.stage == "source" or slot % 2 == 0:
         return _shown(cases[int(rng.choice(source))], SOURCE, rng, config=config, plan=plan, frame=frame)
     known = set(cases.labelled)
     with_label = [i for i in target if i in known]
-    if with_label and (slot // 2) % 2 == 0:
+    if with_label and rng.random() < 0.5:
         case = cases[int(rng.choice(with_label))]
         return _shown(case, TARGET, rng, config=config, plan=plan, frame=frame)
     case = cases[int(rng.choice(target))]
