@@ -103,7 +103,7 @@ class Roam:
         with run.autocast():
             logits = self.modules["network"](only.image)
         even = self.even and round(self.even * self.config.share)  # the labelled ones of a group
-        loss = self._fit(logits.float(), target, counts, even)
+        loss = self._fit(logits.float(), target, counts, even=even)
         return loss, {"supervised": loss.detach()}
 
     def _on_all(self, batch: Batch, labelled: Tensor, run: Run) -> tuple[Tensor, dict[str, Tensor]]:
@@ -200,14 +200,14 @@ class Roam:
         fitted, whole = mixed(target, counts, plan)
         if self.config.fitted_by == "sample":
             parts = [[x[rows] for x in (logits, fitted, whole)] for rows in (labelled, ~labelled)]
-            return self._fit(*parts[0], self.even), self._fit_guesses(*parts[1])
+            return self._fit(*parts[0], even=self.even), self._fit_guesses(*parts[1])
         own = labelled.float().reshape(-1, 1, *[1] * (counts.ndim - 1)).expand_as(counts.unsqueeze(1))
         share = (own if plan is None else plan(own)).squeeze(1)  # of each voxel that comes from a label
-        return self._fit(logits, fitted, whole * share, self.even), self._fit_guesses(
+        return self._fit(logits, fitted, whole * share, even=self.even), self._fit_guesses(
             logits, fitted, whole * (1 - share)
         )
 
-    def _fit(self, logits: Tensor, target: Tensor, counts: Tensor, even: int | None) -> Tensor:
+    def _fit(self, logits: Tensor, target: Tensor, counts: Tensor, *, even: int | None) -> Tensor:
         """Return the loss against labels; `even`: samples over which every voxel weighs the same."""
         c, classes = self.config, self.plan.classes
         args = (logits, target, counts, classes)
@@ -219,7 +219,7 @@ class Roam:
     def _fit_guesses(self, logits: Tensor, target: Tensor, counts: Tensor) -> Tensor:
         """Return the loss against guesses, before its weight."""
         if self.config.unlabelled_loss == "same":
-            return self._fit(logits, target, counts, self.even)
+            return self._fit(logits, target, counts, even=self.even)
         summed = self.config.lambda_norm == "sum"
         return squared_error(logits, target, counts, self.plan.classes, summed=summed, group=self.even)
 
