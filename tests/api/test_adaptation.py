@@ -112,6 +112,13 @@ def test_labels_that_are_hidden_are_no_source(here):
         here.lines(here.start("adapt"), {"target": "site3"}, labelled=ids[0] + ",")
 
 
+def test_a_batch_without_room_for_slices_without_labels_is_refused(here):
+    settings = {"target": "site2"}
+    with pytest.raises(ConfigError, match="its one slice of the target"):
+        here.lines(here.start("adapt"), settings, batch=2)
+    assert here.lines(here.start("adapt"), settings, batch=4)
+
+
 def test_an_odd_batch_and_no_start_are_refused(here):
     with pytest.raises(ConfigError, match="pairs"):
         here.lines(here.start("adapt"), {"target": "site2"}, batch=3)

@@ -25,6 +25,7 @@ def called(monkeypatch):
     calls = []
     monkeypatch.setattr("seguro.cli.train.train", lambda data, **given: calls.append((data, given)))
     monkeypatch.setattr("seguro.api.adaptation.foreseen", lambda data, options, **given: [])
+    monkeypatch.setattr("seguro.api.adaptation.plan_as_begun", lambda data, start, **given: {"side": 9})
     return calls
 
 
@@ -33,15 +34,15 @@ def test_sites_become_settings_and_the_start_decides_the_stage(called, tmp_path)
     command.adapt(tmp_path / "data", factory, source="3")
     command.adapt(tmp_path / "data", source, source="3", target="B", set_=["cycle=false"], updates=7)
     first, second = (given for _, given in called)
-    assert first["set_"] == ["stage=source", 'source="3"'] and first["name"] == "adapt-source-3"
-    assert second["set_"] == ["stage=adapt", 'source="3"', 'target="B"', "cycle=false"]
+    assert first["set_"] == ["stage=source", 'source="3"', "side=9"] and first["name"] == "adapt-source-3"
+    assert second["set_"] == ["stage=adapt", 'source="3"', 'target="B"', "side=9", "cycle=false"]
     assert (second["method"], second["init"], second["dims"], second["updates"]) == ("adapt", source, 2, 7)
     assert second["name"] == "adapt-adapt-B"
 
 
 def test_a_stage_may_be_named(called, tmp_path):
     command.adapt(tmp_path / "data", start(tmp_path / "f", "factory"), stage="adapt")
-    assert called[0][1]["set_"] == ["stage=adapt"] and called[0][1]["name"] == "adapt-adapt"
+    assert called[0][1]["set_"] == ["stage=adapt", "side=9"] and called[0][1]["name"] == "adapt-adapt"
 
 
 @pytest.mark.parametrize(("stage", "method"), [("other", "adapt"), ("auto", "supervised")])

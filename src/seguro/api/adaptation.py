@@ -62,6 +62,11 @@ def foreseen(
         hidden = hidden_cases(train, labelled_patients(options.labelled, train, seed=options.seed))
     known = [i for i, c in enumerate(train) if c.label is not None and c.id not in hidden]
     source, target = sides([c.site for c in train], known, config)
+    if options.batch == 2 and set(target) & set(known) and config.stage == "adapt":
+        raise ConfigError(
+            "--batch 2: its one slice of the target would always be one with a label; give 4 or more, or "
+            "hide these labels (--labelled)"
+        )
     return [
         f"start: {options.init} (method {start['method']}), {config.size} pixels, "
         f"domains {', '.join(config.domains)}",

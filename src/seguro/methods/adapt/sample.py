@@ -80,14 +80,14 @@ def draw(
 ) -> Shown:
     """Return a slice of the source in even slots, of the target in odd ones; in stage source all are its.
 
-    Where the target has labels, half of its slots show one.
+    Where the target has labels, every second of its slots shows one.
     """
     source, target = sides([c.site for c in cases.facts], cases.labelled, config)
     if config.stage == "source" or slot % 2 == 0:
         return _shown(cases[int(rng.choice(source))], SOURCE, rng, config=config, plan=plan, frame=frame)
     known = set(cases.labelled)
     with_label = [i for i in target if i in known]
-    if with_label and rng.random() < 0.5:
+    if with_label and (slot // 2) % 2 == 0:
         case = cases[int(rng.choice(with_label))]
         return _shown(case, TARGET, rng, config=config, plan=plan, frame=frame)
     case = cases[int(rng.choice(target))]
