@@ -7,12 +7,14 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from seguro import api
 from seguro.api import made
 from seguro.core.files import read_json, write_json
 from seguro.data import phantom
 from seguro.data.planner import PlanOptions
+from seguro.engine import checkpoint
 from seguro.engine.log import RunLog
 
 SITES = ["site1", "site2", "site3"]
@@ -60,6 +62,13 @@ def test_previews_scores_and_audit_of_every_site(run):
     audit = read_json(run / "audit.json")
     assert list(audit["domains"]) == SITES
     assert audit["releasable"] == all(d["passed"] for d in audit["domains"].values())
+
+
+def test_the_model_is_the_generator_and_the_discriminator_stays_in_the_checkpoints(run):
+    weights = load_file(run / "model" / "weights.safetensors")
+    assert {name.split(".")[0] for name in weights} == {"generator"}
+    kept = checkpoint.load(run / "checkpoints", 2).tensors
+    assert any(name.startswith("modules.discriminator.") for name in kept)
 
 
 def test_a_site_without_held_out_slices_is_not_released(run):

@@ -250,6 +250,7 @@ def _deploy(job: Job, loop: Loop, best: Checkpoint, warnings: Sequence[str]) -> 
 
     from seguro.engine.loop import load_modules
     from seguro.engine.model import save_model
+    from seguro.methods.contract import to_deploy
 
     load_modules(loop.method.modules, best, "modules.", loop.checkpoints)
     load_modules(loop.run.averaged, best, "averaged.", loop.checkpoints)
@@ -259,7 +260,7 @@ def _deploy(job: Job, loop: Loop, best: Checkpoint, warnings: Sequence[str]) -> 
         method=job.options.method,
         config=job.stage.config["config"],
         plan=job.plan,
-        predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
+        predictor=to_deploy(loop.method, modules),
     )
     job.stage.finish(
         [job.folder / "config.yaml", job.folder / "cases.json", *files, *_audited(job, loop, modules)],

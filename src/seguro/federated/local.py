@@ -32,7 +32,7 @@ from seguro.federated.downlink import Held
 from seguro.federated.message import Arrays, Refusal, Task, Update, allowed
 from seguro.federated.spec import Spec
 from seguro.inference.validate import dice_validation
-from seguro.methods.contract import Maker, Method
+from seguro.methods.contract import Maker, Method, to_deploy
 
 WEIGHTS = ("modules", "averaged")
 """How the names of weights in a checkpoint begin; other names are of optimisers and of the method's state."""
@@ -140,7 +140,7 @@ class Training:
             method=self.spec.method,
             config=self.spec.config,
             plan=self.plan,
-            predictor=loop.method.predictor(modules) if loop.method.needs.segments else modules,
+            predictor=to_deploy(loop.method, modules),
         )
 
     def loop(self, start: int) -> Loop:

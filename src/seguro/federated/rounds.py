@@ -33,7 +33,7 @@ from seguro.federated.scores import Scores
 from seguro.federated.spec import Spec
 from seguro.federated.strategies import Federation
 from seguro.federated.suspicion import Suspicion
-from seguro.methods.contract import Maker
+from seguro.methods.contract import Maker, to_deploy
 from seguro.networks.unet import training_bytes
 
 
@@ -392,7 +392,7 @@ class Server:
             if isinstance(self.method, Maker):
                 self._audit()
         modules = exchange.deployable(self.method, self.averaged)
-        predictor = self.method.predictor(modules) if self.method.needs.segments else modules
+        predictor = to_deploy(self.method, modules)
         f, folder = self.federation, self.folder / "model"
         save_model(folder, method=f.method, config=self.spec.config, plan=plan, predictor=predictor)
         write_json(

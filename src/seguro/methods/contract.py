@@ -303,6 +303,16 @@ class Maker(Protocol):
     def seen(self, cases: Cases, domain: int, most: int) -> NDArray[np.float32]:
         """Return real slices (n, C, Y, X) in [-1, 1] of a domain, up to `most`, evenly over its cases."""
 
+    def deployed(self, modules: nn.ModuleDict) -> nn.ModuleDict:
+        """Return the modules that make images; what only trained them stays in the checkpoints."""
+
+
+def to_deploy(method: Method, modules: nn.ModuleDict) -> nn.Module:
+    """Return what `model/` holds of trained modules: the predictor, or what makes images."""
+    if method.needs.segments:
+        return method.predictor(modules)
+    return method.deployed(modules) if isinstance(method, Maker) else modules
+
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Return a dataclass of the same type whose fields are stacked along a new first axis.

@@ -281,6 +281,10 @@ class Factory:
         local = self.config.discriminator == "local"
         return [k for k in self.modules.state_dict() if not (local and k.startswith("discriminator."))]
 
+    def deployed(self, modules: nn.ModuleDict) -> nn.ModuleDict:
+        """Return the generator: the discriminator saw real slices, and makes none."""
+        return nn.ModuleDict({"generator": modules["generator"]})
+
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of what it can be asked for."""
