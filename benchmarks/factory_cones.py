@@ -1,8 +1,8 @@
 """Does a data factory make the site and position asked for? `python benchmarks/factory_cones.py --work W`
 
 Twenty-four volumes of three sites hold a cone whose cross section shrinks from slice to slice: bright, dark
-(inverted), and bright under blur and noise. A factory of preset `tiny` (16 pixels) is trained on images alone.
-Of slices it makes for every site: how many a classifier of real slices takes for that site, and the rank
+(inverted), and bright under blur and noise. A factory of preset `tiny`, 16 pixels, is trained on images.
+Of slices it makes for every site: how many a classifier of real ones takes for that site, and the rank
 correlation of position and area, the pixels on the cone's side of the threshold that divides real slices best.
 Acceptance check 17 asks for 80 % and for more than .7. Written to benchmarks/factory_cones.json.
 """
