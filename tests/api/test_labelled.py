@@ -61,6 +61,27 @@ def test_the_draw_follows_the_seed_and_is_nested():
     assert set(chosen(3)) < set(chosen(7))
 
 
+def test_so_many_of_each_site_and_none_of_the_others():
+    train = [c.model_copy(update={"site": "ABC"[int(c.patient[1:]) % 3]}) for c in TRAIN if c.patient != "u"]
+    at = {c.patient: c.site for c in train}
+
+    def kept(wanted):
+        return [at[p] for p in labelled_patients(wanted, train, seed=0)]
+
+    assert sorted(kept("A=all, B=2")) == ["A"] * 4 + ["B"] * 2
+    assert kept("B=all") == ["B"] * 3 and sorted(kept("A=1,C=0,B=1")) == ["A", "B"]
+    twos, threes = (set(labelled_patients(f"B={n}", train, seed=0)) for n in (2, 3))
+    assert twos < threes
+    for wanted, word in (
+        ("D=1", "the sites are A, B, C"),
+        ("A=5", "0 to 4"),
+        ("A=x", "0 to 4"),
+        ("A=0", "nobody|no patient"),
+    ):
+        with pytest.raises(ConfigError, match=word):
+            kept(wanted)
+
+
 def test_ids_on_the_line_in_a_sequence_and_in_a_file(tmp_path):
     (tmp_path / "ids.txt").write_text("p7\r\n\np2\n")
     for wanted in ("p2,p7", "p7, p2,", ("p7", "p2", "p7"), str(tmp_path / "ids.txt")):

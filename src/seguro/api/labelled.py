@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from seguro.data.store import Cases
 
 Labelled = str | int | float | Sequence[str]
-"""A number of patients (3, "3"), a share of them (0.1, "0.1"), or ids (a sequence, "id1,id2", "id1,", or
-the name of a file with one id per line)."""
+"""A number of patients (3, "3"), a share of them (0.1, "0.1"), numbers by site ("A=all,B=3"; of other sites
+none), or ids (a sequence, "id1,id2", "id1,", or the name of a file with one id per line)."""
 MORE = "add images without labels (imagesUn), keep labels from part of the patients (--labelled 3)"
 """How a data set gets unlabelled cases."""
 OTHER_SPACING = 1.1
@@ -34,7 +34,7 @@ def labelled_patients(
     three patients of "3" are among the seven of "7".
 
     Args:
-        wanted: a number, a share in (0, 1], or ids.
+        wanted: a number, a share in (0, 1], numbers by site, or ids.
         train: the fold's training cases.
         validation: its validation cases, only to say where an id lies.
         seed: of the draw.
@@ -46,6 +46,8 @@ def labelled_patients(
     amount = _parsed(wanted)
     if isinstance(amount, tuple):
         return _named(amount, known, train, validation)
+    if isinstance(amount, dict):
+        return _by_site(amount, train, seed)
     if isinstance(amount, float):
         if not 0 < amount <= 1:
             raise ConfigError(f"--labelled {wanted}: a share lies above 0 and at most at 1")
@@ -55,12 +57,33 @@ def labelled_patients(
             f"--labelled {wanted}: expected 1 to {len(known)}, the patients with labels that this fold "
             "trains on"
         )
+    return _drawn(known, amount, seed)
+
+
+def _drawn(known: Sequence[str], amount: int, seed: int) -> tuple[str, ...]:
     order = generator(seed, "labelled").permutation(len(known))
     return tuple(sorted(known[i] for i in order[:amount]))
 
 
-def _parsed(wanted: Labelled) -> int | float | tuple[str, ...]:
-    """Return a number of patients, a share, or ids."""
+def _by_site(amounts: dict[str, str], train: Sequence[Case], seed: int) -> tuple[str, ...]:
+    """Return the patients of every site that is named, so many of each."""
+    found: set[str] = set()
+    for site, amount in amounts.items():
+        known = sorted({c.patient for c in train if c.label is not None and c.site == site})
+        told = f"--labelled {site}={amount}"
+        if not known:
+            sites = sorted({c.site for c in train if c.label is not None})
+            raise ConfigError(f"{told}: no labelled patient of that site; the sites are {', '.join(sites)}")
+        if amount != "all" and not (amount.isdecimal() and int(amount) <= len(known)):
+            raise ConfigError(f"{told}: expected all, or 0 to {len(known)} patients")
+        found.update(known if amount == "all" else _drawn(known, int(amount), seed))
+    if not found:
+        raise ConfigError("--labelled: no patient at all; give one site some")
+    return tuple(sorted(found))
+
+
+def _parsed(wanted: Labelled) -> int | float | tuple[str, ...] | dict[str, str]:
+    """Return a number of patients, a share, amounts by site, or ids."""
     if isinstance(wanted, bool):
         raise ConfigError(f"--labelled {wanted}: expected a number of patients, a share, or ids")
     if isinstance(wanted, int | float):
@@ -73,6 +96,8 @@ def _parsed(wanted: Labelled) -> int | float | tuple[str, ...]:
             return kind(text)
         except ValueError:
             continue
+    if text and all(part.count("=") == 1 for part in text.split(",")):
+        return {site.strip(): amount.strip() for site, amount in (p.split("=") for p in text.split(","))}
     path = Path(text)
     if "," not in text and path.is_file():
         try:

@@ -16,7 +16,7 @@ WINDOW = "CT window in Hounsfield units: LEVEL,WIDTH, or covid, lung, abdomen, b
 SLICES = "Of a 2-D plan: axial, coronal or sagittal; the data decide by default."
 LABELLED = (
     "Patients that keep their labels, others are unlabelled: a number (3, drawn by --seed), a share (0.1), "
-    "ids with commas (a,b; one: a,) or a file with one id per line."
+    "by site (A=all,B=3), ids with commas (a,b; one: a,) or a file with one id per line."
 )
 GPU_MEMORY_GIB = 8.0
 """Memory of a training step that a first plan is made for where there is a GPU."""
