@@ -232,6 +232,19 @@ def test_no_real_case_of_the_made_domain_lies_beside_and_what_lies_beside_is_not
         foreseen(pipeline.source, "site1", 1, tmp_path / "x", beside=nameless)
 
 
+def test_the_command_draws_what_it_made_and_says_what_is_next(pipeline, tmp_path, capsys):
+    out, beside = tmp_path / "alone", tmp_path / "both"
+    command = ["generate", str(pipeline.source), "--domain", "site1", "--volumes", "4", "--steps", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "--beside TARGET_DATA" in said and "seguro adapt" not in said
+    assert sorted(p.name for p in (out / "pictures").iterdir()) == [f"synthetic_00{i}" for i in range(3)]
+    assert all(list(p.glob("*.png")) for p in (out / "pictures").iterdir())
+    assert main([*command, "--out", str(beside), "--beside", str(pipeline.data)]) == 0
+    assert "seguro adapt" in capsys.readouterr().out
+    assert main(["check", str(beside), "--out", str(tmp_path / "w")]) == 0
+
+
 def test_each_phase_is_a_command_that_first_says_what_it_does(pipeline, tmp_path, monkeypatch, capsys):
     """Check 30: --dry-run looks at each site's data and says what would leave it; nothing is written."""
     monkeypatch.chdir(tmp_path)

@@ -13,6 +13,9 @@ import typer
 
 from seguro.cli.terminal import AsJson, DryRun, Seed, console, finish
 
+DRAWN = 3
+"""Volumes that are drawn."""
+
 
 def generate(
     run: Annotated[Path, typer.Argument(help="Run of method adapt that segments the domain.")],
@@ -33,15 +36,16 @@ def generate(
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a Medical Segmentation Decathlon folder with images, labels and synthetic.json."""
+    """Write a Medical Segmentation Decathlon folder with images, labels, pictures and synthetic.json."""
     import shlex
 
     from rich.markup import escape
 
     text = console(as_json)
     folder = out or Path(f"synthetic-{domain}")
-    from seguro.api.generate import foreseen
+    from seguro.api.generate import PREFIX, foreseen
     from seguro.api.generate import generate as work
+    from seguro.cli.pictures import FOLDER, write_made
 
     if dry_run:
         text.print(f"would write {escape(str(folder))}/")
@@ -54,10 +58,12 @@ def generate(
         run, domain, volumes, folder, steps=steps, seed=seed, beside=beside, device=device,
         say=lambda line: text.print(escape(line)),
     )  # fmt: skip
+    drawn = write_made(made.folder, PREFIX, most=DRAWN)
     text.print(
         f"{made.n_volumes} volumes of {made.n_slices} slices in {escape(str(made.folder))}/, "
         f"{'releasable' if made.releasable else 'not releasable'}"
     )
+    text.print(f"{len(drawn)} pictures: {escape(str(made.folder / FOLDER))}/")
     finish(
         text,
         result={

@@ -58,6 +58,33 @@ def write_pictures(
     return out
 
 
+def write_made(folder: Path, prefix: str, *, most: int) -> list[Path]:
+    """Draw the first volumes of a folder that `seguro generate` wrote, with their labels; returns the files.
+
+    Args:
+        folder: an MSD folder.
+        prefix: of the made cases.
+        most: volumes.
+    """
+    from seguro.core.files import read_object
+    from seguro.data.formats import read_image, read_label
+    from seguro.report.browse import sheets
+
+    told = read_object(folder / "dataset.json")
+    values = [[int(v)] for v in told["labels"] if int(v)]
+    out = []
+    for path in sorted((folder / "imagesTr").glob(f"{prefix}*"))[:most]:
+        image = read_image([path], channels=len(told["modality"]))
+        label = read_label(folder / "labelsTr" / path.name)
+        drawn = sheets(
+            image.array[0], label.array, None, image.grid.spacing, values, every=None, oriented=True
+        )
+        for sheet in drawn:
+            out.append(folder / FOLDER / path.name.split(".")[0] / sheet.name)
+            write_bytes(out[-1], sheet.data)
+    return out
+
+
 def _spacing(image: Volume) -> tuple[float, float, float] | None:
     return None if image.grid.unit == "px" else image.grid.spacing
 
