@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from seguro import api
-from seguro.api.adaptation import foreseen, plan_as_begun
+from seguro.api.adaptation import foreseen, frame_as_begun
 from seguro.cli import adapt as command
 from seguro.core.errors import ConfigError, DataError
 from seguro.core.files import write_json
@@ -165,7 +165,7 @@ def test_another_scale_is_said(here):
 def test_data_without_a_plan_are_planned_at_the_scale_of_the_start(here, tmp_path):
     coarse = here.plan.model_copy(update={"spacing": tuple(2 * s for s in here.plan.spacing)})
     start = replace(here, plan=coarse).start("factory", side=17)
-    found = plan_as_begun(here.data, start, out=tmp_path / "w")
+    found = frame_as_begun(here.data, start, out=tmp_path / "w")
     assert found == {"side": 17}
     workspace, _, planned = api.plan(here.data, out=tmp_path / "w")
     assert planned.spacing == pytest.approx(coarse.spacing) and planned.dims == 2
@@ -173,7 +173,11 @@ def test_data_without_a_plan_are_planned_at_the_scale_of_the_start(here, tmp_pat
         method="adapt", preset="tiny", init=start, settings={"source": "site1", "stage": "source", **found}
     )
     assert not any("another scale" in line for line in foreseen(here.data, options, out=workspace))
-    assert plan_as_begun(here.data, start, out=workspace) == {}  # the plan that is there stays
+    assert frame_as_begun(here.data, start, out=workspace) == found  # so that a stopped run goes on
+    other = replace(here, plan=here.plan.model_copy(update={"spacing": (9, 9, 9)})).start("factory", side=17)
+    assert frame_as_begun(here.data, other, out=workspace) == {}  # the plan that is there stays
+    assert frame_as_begun(here.data, start, out=tmp_path / "new", write=False) == found
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_command_refuses_before_it_trains(here, monkeypatch):

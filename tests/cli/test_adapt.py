@@ -25,7 +25,7 @@ def called(monkeypatch):
     calls = []
     monkeypatch.setattr("seguro.cli.train.train", lambda data, **given: calls.append((data, given)))
     monkeypatch.setattr("seguro.api.adaptation.foreseen", lambda data, options, **given: [])
-    monkeypatch.setattr("seguro.api.adaptation.plan_as_begun", lambda data, start, **given: {"side": 9})
+    monkeypatch.setattr("seguro.api.adaptation.frame_as_begun", lambda data, start, **given: {"side": 9})
     return calls
 
 

@@ -76,32 +76,37 @@ def foreseen(
     ]
 
 
-def plan_as_begun(data: Path, init: Path, *, out: Path | None = None) -> dict[str, Any]:
+def frame_as_begun(data: Path, init: Path, *, out: Path | None = None, write: bool = True) -> dict[str, Any]:
     """Plan data that have no plan yet on the voxels of the run to start from; returns settings for its frame.
 
-    So things are shown at the scale that the generator learned. Nothing where there is a plan already, or
-    where one of the two has no physical voxels.
+    So things are shown at the scale that the generator learned. No settings where an earlier plan has other
+    voxels, or one of the two has no physical ones.
 
     Args:
         data: folder or workspace.
         init: a factory, or stage source of an adaptation.
         out: the workspace.
+        write: False plans nothing.
     """
     from seguro.api.stages import plan as planned
+    from seguro.data import planner
     from seguro.data.frame import frame_of
     from seguro.data.plan import Plan
     from seguro.data.planner import PlanOptions
     from seguro.engine.model import model_folder
 
     workspace = workspace_of(data, out)
-    if (workspace / "plan" / "plan.json").exists():
-        return {}
     start = read_json(model_folder(init) / "model.json")
     began, config = Plan.model_validate(start["plan"]), start["config"]
-    manifest = manifest_of(data, workspace)
+    manifest = manifest_of(data, workspace, write=write)
     if {c.unit for c in manifest.cases} != {began.unit} or began.unit == "px":
         return {}
-    planned(data, out=out, options=PlanOptions(dims=2, spacing=began.spacing))
+    file = workspace / "plan" / "plan.json"
+    if file.exists():
+        if planner.load(file).spacing != began.spacing:
+            return {}
+    elif write:
+        planned(data, out=out, options=PlanOptions(dims=2, spacing=began.spacing))
     return {"side": frame_of(began, config["size"], side=config["side"], limits=config["limits"]).side}
 
 

@@ -49,7 +49,7 @@ def adapt(
     from rich.markup import escape
 
     from seguro import api
-    from seguro.api.adaptation import foreseen, plan_as_begun
+    from seguro.api.adaptation import foreseen, frame_as_begun
     from seguro.cli.terminal import console
     from seguro.cli.train import gpu_for, train
     from seguro.core.settings import settings_from
@@ -57,7 +57,7 @@ def adapt(
     chosen = stage_of(stage, start)
     sites = {"source": source, "target": target}
     named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
-    frame = {} if dry_run else plan_as_begun(data, start, out=out)
+    frame = frame_as_begun(data, start, out=out, write=not dry_run)
     settings = [f"stage={chosen}", *named, *(f"{k}={v}" for k, v in frame.items()), *(set_ or [])]
     text = console(as_json)
     for fold in ["0"] if folds == "all" else folds.split(","):
