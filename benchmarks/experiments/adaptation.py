@@ -15,6 +15,8 @@ federate` has options of `federate simulate` instead, over the sites and with th
 arm with `volumes: N` adapts from N volumes that the run of `init` generates and labels, in the place of the
 source's cases, in a workspace of its own that has test cases of the target alone.
 
+`ways` (arm: ways of `predict --way`) scores an adapted model in these too, as "ARM, WAY".
+
 The result names the `best_baseline`: of the arms that `adapt` is compared with, the one with the highest Dice
 on the target's test cases. It is chosen by the scores that it is compared on, which favors it.
 """
@@ -30,7 +32,7 @@ from typing import Any
 
 import scanners
 import vessels
-from arms import METRICS, collect, merged, options, pairs_of, planned, seguro
+from arms import METRICS, collect, merged, options, pairs_of, planned, predictions, seguro
 from record import HERE
 
 from seguro.core.files import read_json, write_json, write_text
@@ -106,10 +108,10 @@ def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, thre
     seguro("train", home, *options(chosen), "--seed", seed, "--name", run, "--threads", threads)
     if scored:
         folder = home / "runs" / run
-        seguro("predict", folder, "--cases", plan["cases"], "--threads", threads)
-        seguro(
-            "evaluate", folder / "predictions" / plan["cases"], "--metrics", ",".join(METRICS), "--jobs", 1
-        )
+        for way in ("chosen", *plan.get("ways", {}).get(name, [])):
+            asked = [] if way == "chosen" else ["--way", way]
+            seguro("predict", folder, "--cases", plan["cases"], *asked, "--threads", threads)
+            seguro("evaluate", predictions(plan, folder, way), "--metrics", ",".join(METRICS), "--jobs", 1)
         if home != workspace and not (workspace / "runs" / run).exists():
             (workspace / "runs" / run).symlink_to(folder.resolve())  # where `collect` looks
 

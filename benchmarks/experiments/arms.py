@@ -109,8 +109,8 @@ def of_target(plan: Mapping[str, Any], rows: Sequence[ScoreRow]) -> list[ScoreRo
 
 
 def named(arm: str, checkpoint: str) -> str:
-    """Return what the result calls an arm's `checkpoint`."""
-    return f"{arm}, last" if checkpoint == "last" else arm
+    """Return what the result calls an arm's `checkpoint`, or a way of it to predict."""
+    return arm if checkpoint == "chosen" else f"{arm}, {checkpoint}"
 
 
 def checkpoints(plan: Mapping[str, Any]) -> list[str]:
@@ -120,12 +120,16 @@ def checkpoints(plan: Mapping[str, Any]) -> list[str]:
 
 def settings(plan: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return what has a result of its own: name -> (arm, checkpoint)."""
-    return {named(a, k): (a, k) for a in plan["arms"] for k in checkpoints(plan)}
+    return {
+        named(a, k): (a, k)
+        for a in plan["arms"]
+        for k in [*checkpoints(plan), *plan.get("ways", {}).get(a, [])]
+    }
 
 
 def predictions(plan: Mapping[str, Any], run: Path, checkpoint: str) -> Path:
     """Return where the predictions of a run lie, as `seguro predict` names them."""
-    return run / "predictions" / (plan["cases"] + ("-last" if checkpoint == "last" else ""))
+    return run / "predictions" / (plan["cases"] + ("" if checkpoint == "chosen" else f"-{checkpoint}"))
 
 
 def perform(plan: Mapping[str, Any], workspace: Path, name: str, seed: int, threads: int) -> None:

@@ -303,3 +303,18 @@ def test_a_federated_factory_and_a_synthetic_source_are_trained_and_scored(scrip
 
 def called(*words):
     assert main([str(w) for w in words]) == 0, words
+
+
+def test_an_adapted_model_is_scored_in_every_way(scripts, monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(scripts["adaptation"], "seguro", lambda *words: done.append([str(w) for w in words]))
+    monkeypatch.setattr(scripts["adaptation"], "labelled_files", lambda *a: {"source": tmp_path / "s.txt"})
+    monkeypatch.setattr(scripts["adaptation"].manifest, "load", lambda *a: None)
+    plan = PLANS["adaptation_inverted_small"]
+    scripts["adaptation"].perform(plan, tmp_path, "adapt", 0, 1)
+    asked = [words[words.index("--way") + 1] for words in done if "--way" in words]
+    scored = [Path(words[1]).name for words in done if words[0] == "evaluate"]
+    assert asked == ["intra", "ensemble"] and scored == ["test", "test-intra", "test-ensemble"]
+    known = scripts["arms"].settings(plan)
+    assert known["adapt, intra"] == ("adapt", "intra") and known["adapt"] == ("adapt", "chosen")
+    assert "source-only, intra" not in known
