@@ -3,8 +3,8 @@
 The second decoder exists in training only, so its weights come from a run's last checkpoint. Every test case
 (or those of `--split`) is brought to the planned grid, scaled to 0 ... 1 and lowered as in training; the peak
 signal-to-noise ratio of what is restored from that, and of the lowered image enlarged linearly, is taken over
-the volume, in decibels. Written to `--out`, one row a run: means over cases, and the difference with its 95 %
-interval.
+the volume, in decibels. Written to `--out`, one row a run, or the folds of one: means over cases, and the
+difference with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
+import re
 import statistics
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from torch import Tensor
 from seguro.core.files import read_json, write_json
 from seguro.core.settings import read_yaml
 from seguro.core.stage import machine
-from seguro.core.types import ScoreRow
+from seguro.core.types import Case, ScoreRow
 from seguro.data import manifest as manifests
 from seguro.data.manifest import read_case
 from seguro.data.plan import Plan
@@ -73,20 +75,29 @@ def restored(method: Pfseg, image: Tensor) -> tuple[float, float]:
     return found, plain
 
 
-def row(run: Path, split: str) -> dict[str, Any]:
-    """Return what is written of one run."""
+def scored(run: Path, split: str) -> Iterator[tuple[Case, float, float]]:
+    """Yield the cases of a split, or those that the run validates on, with the decibels of `restored`."""
     method, manifest = method_of(run), manifests.load(run.parents[1] / "check" / manifests.FILE)
+    held_out = read_json(run / "cases.json")["validation"]
+    for case in manifest.cases:
+        if case.id in held_out if split == "validation" else case.split == split:
+            image = torch.from_numpy(to_planned(read_case(case, manifest), method.plan)[0])[None]
+            yield case, *restored(method, image)
+
+
+def row(name: str, runs: Sequence[Path], split: str) -> dict[str, Any]:
+    """Return what is written of the runs of all folds of one arm."""
     rows: dict[str, list[ScoreRow]] = {"restored": [], "enlarged": []}
-    for case in manifest.of(split):
-        image = torch.from_numpy(to_planned(read_case(case, manifest), method.plan)[0])[None]
-        for name, value in zip(rows, restored(method, image), strict=True):
-            rows[name].append(ScoreRow(case.id, case.patient, case.site, "image", "psnr", value, ""))
+    for run in runs:
+        for case, *values in scored(run, split):
+            for kind, value in zip(rows, values, strict=True):
+                rows[kind].append(ScoreRow(case.id, case.patient, case.site, "image", "psnr", value, ""))
     [difference] = [p for p in paired(rows["enlarged"], rows["restored"]) if p.cls == "image"]
     return {
-        "run": run.name,
+        "run": name,
         "split": split,
         "n": len(rows["restored"]),
-        **{name: statistics.fmean(r.value for r in told) for name, told in rows.items()},  # type: ignore[misc]
+        **{kind: statistics.fmean(r.value for r in told) for kind, told in rows.items()},  # type: ignore[misc]
         **{k: getattr(difference, k) for k in ("difference", "low", "high")},
     }
 
@@ -94,11 +105,14 @@ def row(run: Path, split: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs of method pfseg")
-    parser.add_argument("--split", default="test")
+    parser.add_argument("--split", default="test", help="test, or validation: the cases a run left out")
     parser.add_argument("--out", type=Path, default=Path("restoration.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    rows = [row(run, given.split) for run in given.runs]
+    of_arm: dict[str, list[Path]] = {}
+    for run in given.runs:
+        of_arm.setdefault(re.sub(r"-fold\d+", "", run.name), []).append(run)
+    rows = [row(name, runs, given.split) for name, runs in of_arm.items()]
     write_json(given.out, {"unit": "dB", "machine": machine(), "rows": rows})
     for one in rows:
         print(one)

@@ -171,20 +171,20 @@ def test_roam_is_above_its_labelled_part(against, what):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_class_is_lost(seed):
-    """Measured: .26 at least."""
+    """Measured: .30 at least."""
     found = scores("roam", seed)
     assert all(found[f"dice.{name}"] >= 0.1 for name in CLASSES.foreground)
 
 
 @pytest.mark.slow
 def test_with_augmentation_roam_is_at_most_3_points_below_supervised():
-    """Measured: 0.1 points above; by seed -1.2, -2.7 and +4.1. No gain is claimed here."""
+    """Measured: 1.2 points below; by seed -1.7, -4.3 and +2.5. No gain is claimed here."""
     assert gain("augmented roam", "augmented supervised of 4") >= -3
 
 
 @pytest.mark.slow
 def test_on_labels_alone_roam_is_at_most_2_points_below_supervised():
-    """Measured with the first two of the seeds: 1.8 and 0.9 points above."""
+    """Measured: 1.3 points above."""
     assert gain("roam on labels alone", "supervised of 8") >= -2
 
 

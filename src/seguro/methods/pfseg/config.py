@@ -139,7 +139,7 @@ SMALL: dict[str, Any] = {
     "guidance": "variance",
     "inject": "scatter",
     "similarity": "mean",
-    "similarity_weight": 50.0,
+    "similarity_weight": 5.0,
     "residual": True,
     "learning_rate": 1e-3,
     "schedule": "poly",
