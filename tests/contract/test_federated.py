@@ -15,6 +15,7 @@ from seguro.federated.simulate import simulate
 from seguro.federated.site import Site
 from seguro.federated.strategies import Federation
 from seguro.methods import TABLE, get
+from seguro.methods.contract import to_deploy
 
 pytest.importorskip("flwr")
 
