@@ -76,4 +76,4 @@ def test_one_federated_round_moves_what_is_shared(row, tmp_path):
     if kind.needs.segments:
         assert load_model(tmp_path / "run").method == name
     else:
-        assert load_weights(method.modules, tmp_path / "run")[1] == []
+        assert load_weights(to_deploy(method, method.modules), tmp_path / "run")[1] == []
