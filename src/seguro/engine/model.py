@@ -147,3 +147,16 @@ def load_weights(modules: torch.nn.Module, path: Path) -> tuple[list[str], list[
         )
     modules.load_state_dict({k: source[k] if k in set(loaded) else own[k] for k in own})
     return loaded, missing
+
+
+def take(model: Model, way: str) -> None:
+    """Let a model predict in one of its ways.
+
+    Raises:
+        ConfigError: it has no such way.
+    """
+    ways = model.predictor.ways
+    if way not in ways:
+        known = f"it knows {', '.join(ways)}" if ways else f"method {model.method} has one way only"
+        raise ConfigError(f"--way {way}: {model.folder}: {known}")
+    model.predictor.way = way

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seguro.core.errors import ConfigError, DataError, RunError
+from seguro.core.errors import DataError, RunError
 from seguro.core.files import sha256_file, sha256_json, write_json, write_text
 from seguro.core.stage import Stage, locked
 from seguro.core.types import Classes, ThreeF, Volume, Warnings
 from seguro.data.formats import write_label, write_scores
 from seguro.data.support import Bank
-from seguro.engine.model import Model, load_model
+from seguro.engine.model import load_model, take
 from seguro.engine.runtime import Precision, Runtime
 from seguro.inference import listing, novelty
 from seguro.inference.annotated import Annotated
@@ -127,7 +127,7 @@ def predict(
     loaded = [load_model(path, runtime.device) for path in models]
     if way is not None:
         for model in loaded:
-            go(model, way)
+            take(model, way)
     if second is not None:
         fine = load_model(second, runtime.device)
         loaded = [refined(m, fine, blocks=blocks) for m in loaded]
@@ -164,19 +164,6 @@ def predict(
         job = _Job(ensemble, out, options, warnings, progress, told, seen)
         listing.refuse_other(out, models=job.models, inputs=listing.sources(items))
         return job.run(items)
-
-
-def go(model: Model, way: str) -> None:
-    """Let a model predict in one of its ways.
-
-    Raises:
-        ConfigError: it has no such way.
-    """
-    ways = model.predictor.ways
-    if way not in ways:
-        known = f"it knows {', '.join(ways)}" if ways else f"method {model.method} has one way only"
-        raise ConfigError(f"--way {way}: {model.folder}: {known}")
-    model.predictor.way = way
 
 
 def _items(
