@@ -57,6 +57,13 @@ def call(capsys, *arguments, code=0):
     return json.loads(capsys.readouterr().out)
 
 
+def test_a_run_may_be_named_from_the_folder_that_it_lies_in(capsys, monkeypatch, run0, tmp_path):
+    monkeypatch.chdir(run0.parent)
+    call(capsys, run0.name, "--cases", "validation", "--out", tmp_path / "out")
+    wanted = json.loads((run0 / "cases.json").read_text())["validation"]
+    assert {p.name.split(".")[0] for p in (tmp_path / "out").glob("*.nii.gz")} == set(wanted)
+
+
 def test_the_first_argument_and_what_looks_like_a_model_are_models(run0, run1, tmp_path):
     a, b = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
     assert split([run0, run1, a, b], [], from_manifest=False) == ([run0, run1], [a, b])

@@ -218,11 +218,32 @@ def test_unknown_layers_are_refused_with_the_known_ones(made):
             points.resolve(wrong)
 
 
-def test_a_network_that_does_not_name_its_skips_says_so():
+def test_all_cuts_through_everything_that_goes_on_from_a_layer(made):
+    net, points, _x = made
+    if not points.tells:
+        pytest.skip("a network that does not name its connections")
+    for layer in points.names:
+        if layer in (points.skips or {}):
+            continue  # one of the branches that arrive at a layer
+        got = mixed(made, layer, 0.0, skips="all")
+        wanted = plain(made)[SWAP]
+        assert torch.allclose(got, wanted, atol=10 * CLOSE * float(wanted.abs().max())), layer
+
+
+def test_a_lattice_layer_mixes_the_edges_that_pass_it_once():
     net = Lattice(in_channels=1, classes=2, strides=[(1, 1), (1, 1), (2, 2)], width=4)
     points = points_of(net, in_channels=1, size=(8, 8))
+    assert points.mixed_at("L1d1", "official") == {"L1d1"}
+    assert points.mixed_at("L1d1", "all") == {"L1d1", "L0d0-L0d2", "stem1-head"}
+    assert points.mixed_at("stem1", "all") == {"stem1"}  # before it leaves to the head
+    assert points.mixed_at("last", "all") == {"last"}
+
+
+def test_a_network_that_does_not_name_its_skips_says_so():
+    net = _monai("BasicUNet", features=(4, 4, 4, 8, 8, 4))
+    points = points_of(net, in_channels=1, size=(32, 32))
     with pytest.raises(ConfigError, match="skips=official"):
-        points.mixed_at("stem2", "all")
+        points.mixed_at(points.stages[0], "all")
     assert points.mixed_at("input", "all") == {"input"}
 
 

@@ -48,7 +48,7 @@ def manifest_for(
     if data is not None:
         workspace = workspace_of(data)
     elif run is not None:
-        workspace = run.parent.parent
+        workspace = run.resolve().parent.parent
     else:
         from seguro.engine.model import model_folder
 

@@ -125,7 +125,8 @@ class Lattice(nn.Module):
 
     `names` lists the activations in the order a hook sees them: "input", "stem1" (also the skip to the
     head), "stem2", the nodes ("L0d0" ...: before their outgoing edges), and "last" (the logits). `stages`
-    are those on the way down.
+    are those on the way down. A hook also sees every edge as what arrives ("L0d0-L0d2", "stem1-head"); `passing`
+    says from where to where each goes.
 
     Raises:
         ConfigError: strides or width it cannot be built with.
@@ -160,6 +161,8 @@ class Lattice(nn.Module):
         self.stem_factor = first
         self.names: tuple[str, ...] = ("input", "stem1", "stem2", *EDGES, "last")
         self.stages: tuple[str, ...] = ("stem1", "stem2", *(n for n in EDGES if n[1] == n[3]))
+        sent = [(a, b) for a, targets in EDGES.items() for b in targets]
+        self.passing = {f"{a}-{b}": (a, "last" if b == "head" else b) for a, b in [*sent, ("stem1", "head")]}
 
     def forward(self, x: Tensor, hook: Hook | None = None) -> Tensor:
         """Return logits (N, classes, *size); `hook` may replace any named activation."""
@@ -170,9 +173,9 @@ class Lattice(nn.Module):
         for name, targets in EDGES.items():
             node = at(name, self._node(name, arriving.pop(name)))
             for target in targets:
-                sent = self._sent(name, target, node)
+                sent = at(f"{name}-{target}", self._sent(name, target, node))
                 arriving[target] = arriving[target] + sent if target in arriving else sent
-        x = norm(convolve(F.silu(arriving["head"] + skip), _conv(self.full)), self.norm_full)
+        x = norm(convolve(F.silu(arriving["head"] + at("stem1-head", skip)), _conv(self.full)), self.norm_full)
         x = F.silu(_enlarge(x, self.stem_factor))
         logits = pointwise(x, _conv(self.classifier))
         return at("last", logits[undo])

@@ -39,8 +39,8 @@ class MixPlan:
     """(N,) partner of each sample."""
     skips: Skips = "official"
     """official: of the connections that cross from encoder to decoder only the one that leaves at the layer
-    is mixed, shallower ones are not. all: every one that leaves no deeper than the layer and arrives after
-    it, with the same shares and partners."""
+    is mixed, shallower ones are not. all: every one that leaves no deeper than the layer (of a lattice: every
+    edge that leaves before it) and arrives after it, with the same shares and partners."""
     mask: Tensor | None = None
     """(N, 1, *size) in the size of the image: 1 where a sample keeps its own (CutMix, BCP); None: linear."""
 
@@ -72,9 +72,17 @@ class MixPoints:
     """What the papers number 1 ... n."""
     skips: Mapping[str, str] | None = field(default_factory=dict)
     """Connection -> the activation that it is a copy of; None where the network does not tell."""
+    passing: Mapping[str, tuple[str, str]] | None = None
+    """Of a network whose connections leave from its activations (`Lattice`): connection -> the activation that
+    it leaves from, and is mixed with, and the one that it arrives at."""
     modules: Mapping[str, str] | None = None
     """Of a network that takes no hook itself: activation -> the path of the module that returns it, which may
     be of none; None of one that does."""
+
+    @property
+    def tells(self) -> bool:
+        """Whether the network names the connections that go past its layers."""
+        return self.skips is not None or self.passing is not None
 
     def resolve(self, layer: str | int) -> str:
         """Return the name of the activation that `layer` stands for.
@@ -96,21 +104,25 @@ class MixPoints:
         """Return every activation that mixing at `layer` replaces.
 
         Raises:
-            ConfigError: skips "all" in a network that does not name its skips.
+            ConfigError: skips "all" in a network that does not name the connections past its layers.
         """
-        if self.skips is None:
+        if not self.tells:
             if skips == "all" and layer not in (INPUT, LAST):
                 raise ConfigError(
                     f"skips=all at {layer}: this network does not name its skip connections; "
                     "use skips=official, or the layers I and L"
                 )
             return frozenset({layer})
-        at = self.names.index(layer)
+        order = {name: i for i, name in enumerate(self.names)}
+        at = order[layer]
         crossing = {
             skip
-            for skip, source in self.skips.items()
-            if self.names.index(source) <= at < self.names.index(skip) and (skips == "all" or source == layer)
+            for skip, source in (self.skips or {}).items()
+            if order[source] <= at < order[skip] and (skips == "all" or source == layer)
         }
+        if skips == "all":
+            edges = (self.passing or {}).items()
+            crossing |= {edge for edge, (start, end) in edges if order[start] < at < order[end]}
         return frozenset({layer, *crossing})
 
 
@@ -128,9 +140,9 @@ def points_of(network: nn.Module, *, in_channels: int, size: Sequence[int]) -> M
     names = getattr(network, "names", None)
     if names is not None:
         stages = getattr(network, "stages", names[1:-1])
-        return MixPoints(tuple(names), tuple(stages), getattr(network, "skips", None))
+        return MixPoints(tuple(names), tuple(stages), *(getattr(network, n, None) for n in ("skips", "passing")))
     found = _observed(network, in_channels, size)
-    return MixPoints((INPUT, *found, LAST), tuple(found), None, found)
+    return MixPoints((INPUT, *found, LAST), tuple(found), None, None, found)
 
 
 def forward(network: nn.Module, x: Tensor, points: MixPoints, hook: Hook | None) -> Tensor:

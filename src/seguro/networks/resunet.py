@@ -72,7 +72,8 @@ class Reduced(nn.Module):
 
     Shape: (N, C, *size) -> (N, classes, *size), any size.
 
-    `names`, `stages` and `skips` are the network's; its "input" and "last" are the full-size ones here.
+    `names`, `stages`, `skips` and `passing` are the network's; its "input" and "last" are the full-size ones
+    here.
     """
 
     def __init__(self, network: nn.Module, scale: Sequence[int]) -> None:
@@ -82,6 +83,7 @@ class Reduced(nn.Module):
         self.names: tuple[str, ...] | None = getattr(network, "names", None)
         self.stages: tuple[str, ...] = getattr(network, "stages", ())
         self.skips: dict[str, str] | None = getattr(network, "skips", None)
+        self.passing: dict[str, tuple[str, str]] | None = getattr(network, "passing", None)
 
     def down(self, x: Tensor) -> Tensor:
         """Return what the network sees of the image."""

@@ -208,8 +208,9 @@ def test_the_network_guesses_until_the_teacher_takes_over_in_evaluation_mode(mon
 
 
 def test_skips_are_mixed_wherever_a_network_names_them():
-    for network, skips in (("unet", "all"), ("lattice", "official")):
-        method, run = made(network=network, skips="auto", layers=(2,))
+    for network, skips in (("unet", "all"), ("lattice", "all"), ("monai:BasicUNet", "official")):
+        options = {"features": (4, 4, 4, 4, 4, 4)} if skips == "official" else {"width": 4}
+        method, run = made(network=network, network_options=options, skips="auto", layers=(2,))
         assert method.skips == method.mix_plan(batch().image, run).skips == skips
 
 
@@ -351,7 +352,7 @@ def test_layers_and_batches_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="repeats"):
         made(layers=("I", 0))
     with pytest.raises(ConfigError, match="skips=official"):
-        made(network="lattice", skips="all", layers=(2,))
+        made(network="monai:BasicUNet", network_options={"features": (4,) * 6}, skips="all", layers=(2,))
     with pytest.raises(ConfigError, match="multiple of 8"):
         made(n=4)
 

@@ -36,7 +36,7 @@ class RoamConfig(Record):
     """Consecutive samples that are mixed with each other; the batch is a multiple of it."""
     skips: Literal["official", "all", "auto"] = "official"
     """official: shallower skip connections stay un-mixed, as published. all: they are mixed too. auto: all
-    where the network names its skip connections, official elsewhere (`lattice`, MONAI's)."""
+    where the network names its skip connections, official elsewhere (MONAI's)."""
     mixing: Literal["linear", "mask"] = "linear"
     """linear: activations are blended. mask: a box of the partner replaces the sample's own (CutMix, BCP)."""
 

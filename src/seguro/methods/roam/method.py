@@ -64,7 +64,7 @@ class Roam:
 
     def _skips(self, asked: Literal["official", "all", "auto"]) -> Skips:
         if asked == "auto":
-            return "official" if self.points.skips is None else "all"
+            return "all" if self.points.tells else "official"
         return asked
 
     def optimisers(self) -> dict[str, Optim]:
