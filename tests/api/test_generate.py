@@ -135,6 +135,8 @@ def test_codes_pass_every_position_once_and_lie_between():
 
 def test_the_audit_is_made_in_the_workspace_and_else_nothing_is_releasable(pipeline, tmp_path):
     here = generate(pipeline.source, "site1", 1, tmp_path / "here", steps=STEPS)
+    noted = read_json(pipeline.source / "generated" / "here.json")
+    assert noted == read_json(tmp_path / "here" / "synthetic.json") and noted["volumes"] == 1
     facts = read_json(tmp_path / "here" / FACTS)
     assert facts["audit"]["n_made"] == here.n_slices and facts["audit"]["n_train"] > 0
     assert facts["releasable"] == here.releasable == (facts["audit"]["ratio"] >= 0.9)

@@ -119,3 +119,16 @@ def test_damage_is_named(factory, read, damage):
         write_json(factory / "audit.json", {"domains": {"a": 3}})
     with pytest.raises(DataError, match=r"no PNG|damaged"):
         gather(factory, read)
+
+
+def test_the_sets_that_were_made_with_a_model_are_listed_with_their_audit(factory, read):
+    told = {"domain": "a", "volumes": 5, "beside": 2, "releasable": False, "audit": {"reason": "1.10 times"}}
+    write_json(factory / "generated" / "both.json", told)
+    content = gather(factory, read)
+    (found,) = content.made.sets
+    assert (found.name, found.volumes, found.beside, found.releasable) == ("both", 5, 2, False)
+    page = render(content)
+    assert "Sets of made volumes" in page and "1.10 times" in page
+    write_json(factory / "generated" / "torn.json", {"domain": "a"})
+    with pytest.raises(DataError, match=r"torn\.json: damaged"):
+        gather(factory, read)

@@ -78,6 +78,8 @@ def generate(
         ConfigError: a run of another method, or a domain that its model does not segment.
         DataError: `out` exists, or `beside` has other classes or channels, or no case of another site.
     """
+    from seguro.api.made import SETS
+    from seguro.api.selection import run_of
     from seguro.data.importers.building import whole
 
     model, number, others = _looked_at(run, domain, n_volumes, steps, beside, device=device)
@@ -94,11 +96,11 @@ def generate(
         facts = _audit(run, model, predictor.frame, domain, made)
         n_real = 0 if others is None else len(others.cases)
         releasable = bool(facts["passed"]) and not n_real
-        write_json(
-            folder / FACTS,
-            {"model": model.sha256, "domain": domain, "seed": seed, "steps": steps, "audit": facts}
-            | {"beside": n_real, "releasable": releasable},
-        )
+        told = {"model": model.sha256, "domain": domain, "volumes": n_volumes, "seed": seed, "steps": steps}
+        told |= {"audit": facts, "beside": n_real, "releasable": releasable}
+        write_json(folder / FACTS, told)
+    if (home := run_of(run)) is not None:
+        write_json(home / SETS / f"{out.resolve().name}.json", told)  # for the run's report
     say(f"audit: {facts['reason']}")
     reason = str(facts["reason"])
     if n_real:

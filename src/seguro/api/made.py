@@ -26,6 +26,8 @@ AUDIT = "audit.json"
 START_AUDIT = "start_audit.json"
 """The audit of the generator that a run began from."""
 PREVIEWS = "previews"
+SETS = "generated"
+"""What `generate` made with a run's model: NAME.json of each set."""
 
 
 def watching(

@@ -125,8 +125,8 @@ class Lattice(nn.Module):
 
     `names` lists the activations in the order a hook sees them: "input", "stem1" (also the skip to the
     head), "stem2", the nodes ("L0d0" ...: before their outgoing edges), and "last" (the logits). `stages`
-    are those on the way down. A hook also sees every edge as what arrives ("L0d0-L0d2", "stem1-head"); `passing`
-    says from where to where each goes.
+    are those on the way down. A hook also sees every edge as what arrives ("L0d0-L0d2", "stem1-head");
+    `passing` says from where to where each goes.
 
     Raises:
         ConfigError: strides or width it cannot be built with.
@@ -175,7 +175,8 @@ class Lattice(nn.Module):
             for target in targets:
                 sent = at(f"{name}-{target}", self._sent(name, target, node))
                 arriving[target] = arriving[target] + sent if target in arriving else sent
-        x = norm(convolve(F.silu(arriving["head"] + at("stem1-head", skip)), _conv(self.full)), self.norm_full)
+        x = F.silu(arriving["head"] + at("stem1-head", skip))
+        x = norm(convolve(x, _conv(self.full)), self.norm_full)
         x = F.silu(_enlarge(x, self.stem_factor))
         logits = pointwise(x, _conv(self.classifier))
         return at("last", logits[undo])

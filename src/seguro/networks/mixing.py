@@ -73,8 +73,8 @@ class MixPoints:
     skips: Mapping[str, str] | None = field(default_factory=dict)
     """Connection -> the activation that it is a copy of; None where the network does not tell."""
     passing: Mapping[str, tuple[str, str]] | None = None
-    """Of a network whose connections leave from its activations (`Lattice`): connection -> the activation that
-    it leaves from, and is mixed with, and the one that it arrives at."""
+    """Of a network whose connections leave from its activations (`Lattice`): connection -> the activation
+    that it leaves from, and is mixed with, and the one that it arrives at."""
     modules: Mapping[str, str] | None = None
     """Of a network that takes no hook itself: activation -> the path of the module that returns it, which may
     be of none; None of one that does."""
@@ -140,7 +140,8 @@ def points_of(network: nn.Module, *, in_channels: int, size: Sequence[int]) -> M
     names = getattr(network, "names", None)
     if names is not None:
         stages = getattr(network, "stages", names[1:-1])
-        return MixPoints(tuple(names), tuple(stages), *(getattr(network, n, None) for n in ("skips", "passing")))
+        skips, passing = (getattr(network, n, None) for n in ("skips", "passing"))
+        return MixPoints(tuple(names), tuple(stages), skips, passing)
     found = _observed(network, in_channels, size)
     return MixPoints((INPUT, *found, LAST), tuple(found), None, None, found)
 

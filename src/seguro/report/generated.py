@@ -1,4 +1,4 @@
-"""What a generating run left in its folder: its last pictures of every domain, its scores and its audit."""
+"""What a generating run left in its folder: its last pictures of every domain, scores, audits, made sets."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 from seguro.core.errors import DataError
 from seguro.core.files import read_checked, read_object
 from seguro.report.figures import Series
-from seguro.report.made import Audited, Made
+from seguro.report.made import Audited, Made, MadeSet
 from seguro.report.robustness import Picture
 
 PREVIEWS = "previews"
+SETS = "generated"
+"""Folder with NAME.json for every set that `seguro generate` made with the run's model."""
 PNG = b"\x89PNG\r\n\x1a\n"
 _HEADER = 24
 """Bytes of a PNG up to its width and height."""
@@ -27,17 +29,19 @@ def made(
     """Return what a generating run left; None where it made nothing.
 
     Args:
-        run: its folder, with `previews/DOMAIN/NUMBER.png` and, of one machine, `audit.json`.
+        run: its folder, with `previews/DOMAIN/NUMBER.png` and, of one machine, `audit.json`, or with
+            `generated/NAME.json` of a run of method adapt.
         distance: series of the training log, or of the rounds.
         recognized: as `distance`.
         axis: what they are drawn over.
 
     Raises:
-        DataError: a picture or the audit is damaged.
+        DataError: a picture, the audit or the record of a made set is damaged.
     """
+    sets = tuple(_made_set(p) for p in sorted((run / SETS).glob("*.json")))
     folders = sorted(p for p in (run / PREVIEWS).glob("*") if p.is_dir())
     facts = read_object(run / "audit.json")
-    if not folders and not facts:
+    if not folders and not facts and not sets:
         return None
     last = [max(f.glob("*.png"), default=None) for f in folders[:MOST_DOMAINS]]
     try:
@@ -46,6 +50,7 @@ def made(
         raise DataError(f"{run / 'audit.json'}: damaged ({error}); train or copy the run again") from error
     return Made(
         pictures=tuple(_picture(p) for p in last if p is not None),
+        sets=sets,
         audit=audit,
         needed=facts.get("needed_ratio"),
         releasable=facts.get("releasable"),
@@ -61,6 +66,16 @@ def _picture(path: Path) -> Picture:
         raise DataError(f"{path}: no PNG; remove it, or copy the run again")
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     return Picture(f"{path.parent.name}, {int(path.stem)}", width, height, data, "image/png")
+
+
+def _made_set(path: Path) -> MadeSet:
+    facts = read_object(path)
+    try:
+        volumes, beside = int(facts["volumes"]), int(facts["beside"])
+        audit, releasable = str(facts["audit"]["reason"]), facts["releasable"] is True
+        return MadeSet(path.stem, str(facts["domain"]), volumes, beside, releasable, audit)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged ({error!r}); remove it, or run seguro generate again") from error
 
 
 def _audited(domain: str, facts: Mapping[str, Any]) -> Audited:

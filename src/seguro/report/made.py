@@ -23,11 +23,27 @@ class Audited:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Made slices and what is known of them."""
+class MadeSet:
+    """A set of labelled volumes that `seguro generate` made with the run's model."""
 
-    pictures: tuple[Picture, ...]
+    name: str
+    """Of its folder."""
+    domain: str
+    volumes: int
+    beside: int
+    """Real cases that were copied in."""
+    releasable: bool
+    audit: str
+    """Its verdict, in words."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """Made slices and volumes, and what is known of them."""
+
+    pictures: tuple[Picture, ...] = ()
     """The last one of each domain."""
+    sets: tuple[MadeSet, ...] = ()
     audit: tuple[Audited, ...] = ()
     needed: float | None = None
     """Smallest ratio that passes."""
