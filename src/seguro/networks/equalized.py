@@ -157,11 +157,10 @@ class Styled(nn.Module):
 
 def blurred(x: Tensor, *, before: int, after: int, gain: float = 1.0) -> Tensor:
     """Return x (N, C, Y, X) padded by zeros and low-pass filtered, each axis `before + after - 3` longer."""
-    taps = x.new_tensor(TAPS) / sum(TAPS) * sqrt(gain)
-    n, c, height, _ = x.shape
-    flat = F.pad(x, (before, after, before, after)).reshape(n * c, 1, height + before + after, -1)
-    flat = F.conv2d(F.conv2d(flat, taps.view(1, 1, 4, 1)), taps.view(1, 1, 1, 4))
-    return flat.reshape(n, c, *flat.shape[2:])
+    taps, c = x.new_tensor(TAPS) / sum(TAPS), x.shape[1]
+    kernel = gain * torch.outer(taps, taps)
+    # one group per channel: as one channel of N C images it is 20 times slower on a CPU
+    return F.conv2d(F.pad(x, (before, after, before, after)), kernel.expand(c, 1, 4, 4), groups=c)
 
 
 def enlarged(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ branch 0.78.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from math import gcd
 from typing import Literal
 
@@ -342,9 +343,12 @@ class LabelBranch(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the logits."""
-        total: Tensor | None = None
-        size = (self.size, self.size)
+        sums: dict[int, Tensor] = {}  # by resolution: enlarging a sum is the sum of what is enlarged
         for read, one in zip(self.maps, maps, strict=True):
-            part = F.interpolate(read(one), size, mode="bilinear", align_corners=True)
-            total = part if total is None else total + part
-        return self.head(total)  # type: ignore[no-any-return]
+            r = one.shape[-1]
+            sums[r] = sums[r] + read(one) if r in sums else read(one)
+        parts = [x if r == self.size else self._enlarged(x) for r, x in sums.items()]
+        return self.head(reduce(torch.add, parts))  # type: ignore[no-any-return]
+
+    def _enlarged(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=True)
