@@ -186,13 +186,14 @@ def _write(
     from seguro.api.made import AUDITED
     from seguro.data.formats import write_label, write_scores
     from seguro.data.formats.nifti import source_of
+    from seguro.data.frame import evenly
     from seguro.inference.synthesis import as_read, placed, volumes
 
     predictor: Any = model.predictor
     kept, n_slices = [], 0
     for i, volume in enumerate(volumes(predictor, model.plan.classes, number, n, steps=steps, seed=seed)):
         n_slices = volume.image.shape[1]
-        of_it = [j - i * n_slices for j in _evenly(n * n_slices, AUDITED) if j // n_slices == i]
+        of_it = [j - i * n_slices for j in evenly(n * n_slices, AUDITED) if j // n_slices == i]
         kept.append(volume.image[:, of_it].swapaxes(0, 1))
         lying, grid = placed(volume, predictor.frame, model.plan)
         source, name = source_of(grid), f"{PREFIX}{i:03d}.nii.gz"
@@ -376,16 +377,4 @@ def _real(cases: Cases, frame: Frame, domain: str, most: int) -> np.ndarray:
     """Return up to `most` frames (n, C, size, size) of a site's cases, evenly over all of them."""
     alone = {c.site for c in cases.facts} == {"site1"}  # nobody said a site: there is one domain
     here = [i for i, fact in enumerate(cases.facts) if alone or fact.site == domain]
-    shapes = {i: cases[i].shape for i in here}
-    where = [
-        (i, place) for i in here for k in range(shapes[i][frame.axis]) for place in frame.places(shapes[i], k)
-    ]
-    if not where:
-        return np.zeros((0, 1, frame.size, frame.size), np.float32)
-    return np.stack([frame.at(cases[where[j][0]], where[j][1]) for j in _evenly(len(where), most)])
-
-
-def _evenly(n: int, most: int) -> list[int]:
-    """Return up to `most` of n indices, evenly over all of them."""
-    found: list[int] = np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
-    return found
+    return frame.some(cases, here, most)

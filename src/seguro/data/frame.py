@@ -21,7 +21,7 @@ from seguro.core.errors import ConfigError
 from seguro.core.types import Three, ThreeF
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, crop, patch_size
-from seguro.data.store import Stored
+from seguro.data.store import Cases, Stored
 
 LIMITS: Mapping[str, tuple[float, float]] = {
     "zscore": (-2.5, 4.5),
@@ -93,6 +93,22 @@ class Frame:
         """Return the image (C, size, size) of the frame whose middle is `where`."""
         return self._at(case, where)[0]
 
+    def some(self, cases: Cases, which: Sequence[int], most: int) -> NDArray[np.float32]:
+        """Return up to `most` images (n, C, size, size) of the cases of these numbers, evenly over them all.
+
+        Of a slice larger than the frame there are several, as training may show any part of it.
+        """
+        shapes = {i: cases[i].shape for i in which}
+        places = [
+            (i, at) for i in which for k in range(shapes[i][self.axis]) for at in self.places(shapes[i], k)
+        ]
+        chosen = evenly(len(places), most)
+        out = np.zeros((len(chosen), len(self.low), self.size, self.size), np.float32)
+        for row, j in enumerate(chosen):
+            i, at = places[j]
+            out[row] = self.at(cases[i], at)
+        return out
+
     def _at(self, case: Stored, where: ThreeF) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, int]:
         image, label = crop(case, where, self.window)
         shown = self.shown(torch.from_numpy(image.reshape(1, -1, self.side, self.side)))[0].numpy()
@@ -158,3 +174,9 @@ def frame_of(
 def z_bin(index: int, depth: int, bins: int) -> int:
     """Return the bin 0 ... bins - 1 of slice `index` among `depth`."""
     return min(index * bins // depth, bins - 1)
+
+
+def evenly(n: int, most: int) -> list[int]:
+    """Return up to `most` of n indices, evenly over all of them."""
+    found: list[int] = np.linspace(0, n - 1, min(most, n)).round().astype(int).tolist()
+    return found

@@ -301,25 +301,9 @@ class Factory:
         return torch.cat([generator.synthesize(part, rng=rng).clamp(-1, 1) for part in parts])
 
     def seen(self, cases: Cases, domain: int, most: int) -> NDArray[np.float32]:
-        """Return up to `most` real frames (n, C, size, size) of a domain, evenly over its cases.
-
-        Of a slice larger than the frame there are several, as training may show any part of it.
-        """
+        """Return up to `most` real frames (n, C, size, size) of a domain, evenly over its cases."""
         here = [i for i, c in enumerate(cases.facts) if self.domain(c.site, c.id) == domain]
-        shapes = {i: cases[i].shape for i in here}
-        places = [
-            (i, where)
-            for i in here
-            for k in range(shapes[i][self.frame.axis])
-            for where in self.frame.places(shapes[i], k)
-        ]
-        chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
-        size = self.config.size
-        out = np.zeros((len(chosen), len(self.plan.channels), size, size), np.float32)
-        for row, at in enumerate(chosen):
-            i, where = places[at]
-            out[row] = self.frame.at(cases[i], where)
-        return out
+        return self.frame.some(cases, here, most)
 
 
 def _gradient(run: Run) -> losses.Gradient:
