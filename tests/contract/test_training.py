@@ -134,6 +134,14 @@ def test_a_resume_with_another_batch_size_is_refused(row, tmp_path):
         setting.loop(name, tmp_path, updates=4, batch=4).fit()
 
 
+def test_a_checkpoint_of_another_version_is_refused(two_d, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("seguro.engine.loop.SCHEMA", 1)
+        two_d.loop("supervised", tmp_path, updates=1).fit()
+    with pytest.raises(RunError, match="another version of seguro"):
+        two_d.loop("supervised", tmp_path, updates=2).fit()
+
+
 def test_a_checkpoint_of_another_network_is_refused(two_d, tmp_path):
     two_d.loop("supervised", tmp_path, updates=1).fit()
     loop = two_d.loop("supervised", tmp_path, updates=2)

@@ -30,6 +30,8 @@ from seguro.methods.contract import SHARE, Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
 Watch = Callable[[int, torch.nn.ModuleDict], Mapping[str, float]]
+SCHEMA = 2
+"""Of a checkpoint; raised by hand when what it keeps changes."""
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
 LOW_SHARE, LOW_SHARE_FROM = 0.1, 0.1
@@ -309,6 +311,7 @@ class Loop:
         tensors = {k: v for k, v in tensors.items() if keep(k)}
         if self.runtime.rank == 0:
             facts = {
+                "schema": SCHEMA,
                 "world": self.run.world,
                 "batch": self.batch,
                 "seed": self.seed,
@@ -330,10 +333,15 @@ class Loop:
         """Take up the state of a checkpoint and return its update.
 
         Raises:
-            RunError: trained with other ranks, batch or seed.
+            RunError: trained with other ranks, batch or seed, or by a version that keeps another state.
             DataError: of another network.
         """
         facts = found.facts
+        if facts.get("schema") != SCHEMA:
+            raise RunError(
+                f"{self.folder}: its checkpoint is of another version of seguro; finish it with that one, or "
+                "train anew under a new --name"
+            )
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
                 raise RunError(
