@@ -30,8 +30,7 @@ from seguro.methods.contract import SHARE, Batch, Method, Predictor, collate
 
 Validate = Callable[[Predictor], Mapping[str, float]]
 Watch = Callable[[int, torch.nn.ModuleDict], Mapping[str, float]]
-SCHEMA = 2
-"""Of a checkpoint; raised by hand when what it keeps changes."""
+SCHEMA = 2  # of a checkpoint; raised by hand when what it keeps changes
 MAX_SKIPPED = 20
 """Steps in a row with gradients that are not finite before training stops."""
 LOW_SHARE, LOW_SHARE_FROM = 0.1, 0.1
@@ -339,8 +338,7 @@ class Loop:
         facts = found.facts
         if facts.get("schema") != SCHEMA:
             raise RunError(
-                f"{self.folder}: its checkpoint is of another version of seguro; finish it with that one, or "
-                "train anew under a new --name"
+                f"{self.folder}: checkpoint of another version of seguro; finish it there, or use a new --name"
             )
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
