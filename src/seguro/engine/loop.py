@@ -338,7 +338,7 @@ class Loop:
         facts = found.facts
         if facts.get("schema") != SCHEMA:
             raise RunError(
-                f"{self.folder}: checkpoint of another version of seguro; finish it there, or use a new --name"
+                f"{self.folder}: checkpoint of another version of seguro; finish it there or use a new --name"
             )
         for name, now in (("world", self.run.world), ("batch", self.batch), ("seed", self.seed)):
             if facts[name] != now:
