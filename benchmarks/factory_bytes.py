@@ -1,4 +1,4 @@
-"""What does a federated data factory cost in messages, at which quality? `python benchmarks/factory_bytes.py --work W`
+"""Messages of a federated data factory, and what it makes: `python benchmarks/factory_bytes.py --work W`
 
 The cones of factory_cones.py, each look a site of a federation that trains a factory of preset `tiny`,
 16 pixels: with whole messages (generator, discriminator and averaged generator, 4 bytes a number), as int8
@@ -26,7 +26,7 @@ sys.path.insert(0, str(HERE / "experiments"))
 
 from arms import seguro  # noqa: E402
 
-from seguro.core.files import read_json, write_json  # noqa: E402
+from seguro.core.files import write_json  # noqa: E402
 from seguro.core.stage import machine  # noqa: E402
 from seguro.federated.record import lines  # noqa: E402
 
@@ -48,8 +48,8 @@ def trained(data: Path, work: Path, arm: str, given: argparse.Namespace, seed: i
     seguro(
         "federate", "simulate", data, "--out", home, "--config", settled, "--method", "factory",
         "--preset", "tiny", "--batch", 8, "--rounds", given.rounds, "--updates", given.updates,
-        "--set", f"size={cones.SIZE}", "--set", f"full={cones.SIZE}", "--strategy", f"evaluate_every={given.rounds}",
-        *ARMS[arm], "--seed", seed, "--name", name,
+        "--set", f"size={cones.SIZE}", "--set", f"full={cones.SIZE}",
+        "--strategy", f"evaluate_every={given.rounds}", *ARMS[arm], "--seed", seed, "--name", name,
     )  # fmt: skip
     return home / "runs" / name
 
@@ -82,7 +82,10 @@ def main() -> int:
     facts = {"machine": machine(), "seeds": list(range(given.seeds)), "made": cones.MADE}
     write_json(OUT, {**facts, "rounds": given.rounds, "updates": given.updates, "batch": 8, "arms": found})
     for arm, runs in found.items():
-        print(arm, [(r["megabytes"], *(round(mean(r, m), 3) for m in ("distance", "recognized"))) for r in runs])
+        for one in runs:
+            print(
+                arm, one["megabytes"], "MB", {m: round(mean(one, m), 3) for m in ("distance", "recognized")}
+            )
     return 0
 
 

@@ -2,8 +2,9 @@
 
 Twenty-four volumes of three sites hold a cone whose cross section shrinks from slice to slice: bright, dark
 (inverted), and bright under blur and noise. A factory of preset `tiny`, 16 pixels, is trained on images.
-Of slices it makes for every site: the distance to real ones, how many a classifier of real ones takes for that
-site, and the rank correlation of position and area, the pixels on the side of the cone of the threshold that divides real ones.
+Of slices it makes for every site: the distance to real ones, how many a classifier of real ones takes for
+that site, and the rank correlation of position and area, the pixels on the side of the cone of the threshold
+that divides real ones.
 Acceptance check 17 asks for 80 % and for more than .7. Written to benchmarks/factory_cones.json.
 """
 
