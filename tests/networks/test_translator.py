@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from seguro.core.errors import ConfigError, DataError
@@ -115,6 +116,16 @@ def test_labels_follow_the_maps():
     assert logits.shape == (2, 4, 16, 16)
     swapped = branch([m.flip(0) for m in maps])
     torch.testing.assert_close(swapped, logits.flip(0), rtol=1e-4, atol=1e-5)
+
+
+def test_logits_are_those_of_every_map_enlarged_and_summed():
+    """As published: each map is brought to the full size by itself, corners on corners."""
+    torch.manual_seed(0)
+    branch = LabelBranch([3, 2, 4, 5], 4, 16, hidden=8, norm="none")
+    maps = [torch.randn(2, c, r, r) for c, r in ((3, 4), (2, 4), (4, 8), (5, 16))]
+    parts = [read(m) for read, m in zip(branch.maps, maps, strict=True)]
+    large = [F.interpolate(p, (16, 16), mode="bilinear", align_corners=True) for p in parts]
+    torch.testing.assert_close(branch(maps), branch.head(torch.stack(large).sum(0)))
 
 
 def test_too_many_stages_are_refused():
