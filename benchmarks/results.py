@@ -1,7 +1,7 @@
 """Writes docs/results.md from what was measured.
 
 That is benchmarks/experiments/*/result.json, and in benchmarks/ large_volume.json, brats2015.json,
-factory_cones.json and speed.json.
+factory_cones.json, factory_bytes.json and speed.json.
 """
 
 from __future__ import annotations
@@ -198,13 +198,35 @@ def brats(path: Path) -> list[str]:
 def cones(path: Path) -> list[str]:
     """Return the table of the made cones."""
     content = read_json(path)
-    head = ["site", "recognized", "rank correlation of position and area"]
-    lines = [[site, r["recognized"], r["rank_correlation"]] for site, r in content["sites"].items()]
+    head = ["site", "distance", "recognized", "rank correlation of position and area"]
+    lines = [
+        [site, r.get("distance"), r["recognized"], r["rank_correlation"]]
+        for site, r in content["sites"].items()
+    ]
     return [
         "## What a data factory makes", "",
         f"{content['made']} slices of each site after {content['updates']} updates ({content['cpu_s']} s of "
         f"the CPU, seed {content['seed']}); aimed at: 0.8 and 0.7. Again: "
         "`python benchmarks/factory_cones.py`", "",
+        *table(head, lines), "",
+    ]  # fmt: skip
+
+
+def messages(path: Path) -> list[str]:
+    """Return the table of what a federated factory sends and makes, a row for each seed."""
+    content = read_json(path)
+    measured = ("distance", "recognized", "rank_correlation")
+    head = ["messages", "seed", "MB in all", *(m.replace("_", " ") for m in measured)]
+    lines = []
+    for arm, runs in content["arms"].items():
+        for seed, run in zip(content["seeds"], runs, strict=True):
+            sites = run["sites"].values()
+            means = [number(sum(s[m] for s in sites) / len(sites)) for m in measured]
+            lines.append([arm, seed, run["megabytes"], *means])
+    return [
+        "## What a federated data factory sends", "",
+        f"{content['rounds']} rounds of {content['updates']} updates at each of three sites; means over the "
+        "sites. Again: `python benchmarks/factory_bytes.py`", "",
         *table(head, lines), "",
     ]  # fmt: skip
 
@@ -232,7 +254,13 @@ def main() -> int:
     ]
     for path in sorted((ROOT / "benchmarks" / "experiments").glob("*/result.json")):
         parts += experiment(path)
-    known = {"large_volume": large_volume, "brats2015": brats, "factory_cones": cones, "speed": speed}
+    known = {
+        "large_volume": large_volume,
+        "brats2015": brats,
+        "factory_cones": cones,
+        "factory_bytes": messages,
+        "speed": speed,
+    }
     for name, part in known.items():
         path = ROOT / "benchmarks" / f"{name}.json"
         parts += part(path) if path.exists() else []
