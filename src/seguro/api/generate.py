@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def generate(
         told = {"model": model.sha256, "domain": domain, "volumes": n_volumes, "seed": seed, "steps": steps}
         told |= {"audit": facts, "beside": n_real, "releasable": releasable}
         write_json(folder / FACTS, told)
-    if (home := run_of(run)) is not None:
+    if (home := run_of(run)) is not None and os.access(home, os.W_OK):
         write_json(home / SETS / f"{out.resolve().name}.json", told)  # for the run's report
     say(f"audit: {facts['reason']}")
     reason = str(facts["reason"])
