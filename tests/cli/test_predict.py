@@ -64,6 +64,18 @@ def test_a_run_may_be_named_from_the_folder_that_it_lies_in(capsys, monkeypatch,
     assert {p.name.split(".")[0] for p in (tmp_path / "out").glob("*.nii.gz")} == set(wanted)
 
 
+def test_a_run_may_be_a_link_to_another_disk(capsys, run0, tmp_path):
+    away = tmp_path / "scratch"
+    shutil.copytree(run0, away)
+    link = run0.with_name("linked")
+    link.symlink_to(away)
+    try:
+        call(capsys, link, "--cases", "validation", "--out", tmp_path / "out")
+    finally:
+        link.unlink()
+    assert list((tmp_path / "out").glob("*.nii.gz"))
+
+
 def test_the_first_argument_and_what_looks_like_a_model_are_models(run0, run1, tmp_path):
     a, b = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
     assert split([run0, run1, a, b], [], from_manifest=False) == ([run0, run1], [a, b])

@@ -344,7 +344,7 @@ def _sides(run: Path, model: Model) -> tuple[Cases, Cases, bool] | str:
     away = "not made, the run does not lie in its workspace: not releasable"
     if folder is None or not (folder / "cases.json").exists():
         return away
-    workspace = folder.resolve().parents[1]
+    workspace = folder.absolute().parents[1]
     store = workspace / "store" / model.plan.preprocessing_hash
     if not (workspace / "check" / manifests.FILE).exists() or not store.is_dir():
         return away
@@ -361,7 +361,7 @@ def _sides(run: Path, model: Model) -> tuple[Cases, Cases, bool] | str:
 def _trained_on(run: Path) -> tuple[set[str], bool]:
     """Return the training cases of a run and of those it began from that are beside it, and if all are."""
     found: set[str] = set()
-    models = run.resolve().parent.glob("*/model/model.json")
+    models = run.absolute().parent.glob("*/model/model.json")
     beginnings = {read_json(p)["weights_sha256"]: p.parents[1] for p in models}
     folder: Path | None = run
     while folder is not None and (folder / "cases.json").exists():

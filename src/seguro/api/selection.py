@@ -48,7 +48,7 @@ def manifest_for(
     if data is not None:
         workspace = workspace_of(data)
     elif run is not None:
-        workspace = run.resolve().parent.parent
+        workspace = run.absolute().parent.parent  # of where it lies, also as a link
     else:
         from seguro.engine.model import model_folder
 
