@@ -28,7 +28,7 @@ def run_of(model: Path) -> Path | None:
 def is_own(workspace: Path, model: Path) -> bool:
     """Return whether the workspace is the one that the model's run lies in; a bare model lies in none."""
     run = run_of(model)
-    return run is None or run.resolve().parent.parent == workspace.resolve()
+    return run is None or run.absolute().parent.parent.resolve() == workspace.resolve()
 
 
 def manifest_for(
