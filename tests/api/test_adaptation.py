@@ -45,7 +45,9 @@ class Here:
     def lines(
         self, start: Path, settings: dict[str, Any], *, data: Path | None = None, **more: Any
     ) -> list[str]:
-        options = api.TrainOptions(method="adapt", preset="tiny", init=start, settings=settings, **more)
+        options = api.TrainOptions(
+            **{"method": "adapt", "preset": "tiny", "init": start, "settings": settings, **more}
+        )
         return foreseen(data or self.data, options, out=self.folder / "none", write=False)
 
 
@@ -82,6 +84,17 @@ def test_a_factory_leads_to_stage_source(here):
     assert len(here.lines(here.start("factory"), {"stage": "source", "source": "site3"})) == 2
     with pytest.raises(ConfigError, match="starts from stage source"):
         here.lines(here.start("factory"), {"source": "site1", "target": "site2"})
+
+
+def test_stage_repaint_starts_from_stage_adapt_and_keeps_its_sites(here):
+    start = here.start("adapt", stage="adapt", target="site2")
+    found = here.lines(start, {}, method="repaint")
+    assert found[1].startswith("source: site1, ")
+    assert found[2] == "target: site2, as it was painted; labels of 2"
+    with pytest.raises(ConfigError, match="target: 'site2' there, 'site3' here"):
+        here.lines(start, {"target": "site3"}, method="repaint")
+    with pytest.raises(ConfigError, match="starts from stage adapt"):
+        here.lines(here.start("adapt"), {"target": "site2"}, method="repaint")
 
 
 @pytest.mark.parametrize(

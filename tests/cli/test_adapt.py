@@ -15,8 +15,8 @@ from seguro.core.files import write_json
 from seguro.data import phantom
 
 
-def start(folder, method):
-    write_json(folder / "model" / "model.json", {"method": method, "config": {}})
+def start(folder, method, **config):
+    write_json(folder / "model" / "model.json", {"method": method, "config": config})
     return folder
 
 
@@ -40,6 +40,16 @@ def test_sites_become_settings_and_the_start_decides_the_stage(called, tmp_path)
     assert second["name"] == "adapt-adapt-B"
 
 
+def test_after_stage_adapt_a_network_of_its_own_learns_from_painted_slices(called, tmp_path):
+    adapted = start(tmp_path / "a", "adapt", stage="adapt")
+    command.adapt(tmp_path / "data", adapted, target="B", set_=["network=lattice"])
+    command.adapt(tmp_path / "data", adapted, target="C", stage="adapt")
+    first, second = (given for _, given in called)
+    assert first["set_"] == ['target="B"', "side=9", "network=lattice"]
+    assert (first["method"], first["name"]) == ("repaint", "adapt-repaint-B")
+    assert second["method"] == "adapt" and second["set_"][0] == "stage=adapt"
+
+
 def test_a_stage_may_be_named(called, tmp_path):
     command.adapt(tmp_path / "data", start(tmp_path / "f", "factory"), stage="adapt")
     assert called[0][1]["set_"] == ["stage=adapt", "side=9"] and called[0][1]["name"] == "adapt-adapt"
@@ -47,7 +57,9 @@ def test_a_stage_may_be_named(called, tmp_path):
 
 @pytest.mark.parametrize(("stage", "method"), [("other", "adapt"), ("auto", "supervised")])
 def test_other_stages_and_starts_are_refused(stage, method, tmp_path):
-    with pytest.raises(ConfigError, match=r"expected source, adapt or auto|made by method supervised"):
+    with pytest.raises(
+        ConfigError, match=r"expected source, adapt, repaint or auto|made by method supervised"
+    ):
         command.stage_of(stage, start(tmp_path / "r", method))
 
 

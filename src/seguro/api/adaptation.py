@@ -16,7 +16,7 @@ from seguro.core.types import Case, Manifest
 
 if TYPE_CHECKING:
     from seguro.data.plan import Plan
-    from seguro.methods.adapt.config import AdaptConfig
+    from seguro.methods.painter import PainterConfig
 
 OTHER_SCALE = 1.1
 """Ratio of sides of the frame from which things are said to be shown at another scale."""
@@ -29,7 +29,7 @@ def foreseen(
 
     Args:
         data: folder or workspace.
-        options: of a training with method `adapt` and a run to start from.
+        options: of a training with method `adapt` or `repaint` and a run to start from.
         out: the workspace.
         gpu: whether a preset is chosen for a GPU.
         write: False leaves the disk alone; else the data may be checked into the workspace.
@@ -41,8 +41,7 @@ def foreseen(
     """
     from seguro.data import planner
     from seguro.engine.model import model_folder
-    from seguro.methods.adapt.method import numbers
-    from seguro.methods.adapt.sample import sides
+    from seguro.methods.painter import numbers, sides
 
     if options.init is None:
         raise ConfigError("an adaptation starts from a run: give the factory, or stage source, with --from")
@@ -54,15 +53,16 @@ def foreseen(
     train = _training(manifest, plan, options.fold)
     _, config = configure(options, gpu=gpu, sites=[c.site for c in train])
     numbers(config)
-    _fits(options.init, start, config, manifest)
-    if options.batch is not None and options.batch % 2:
+    stage = "repaint" if options.method == "repaint" else config.stage
+    _fits(options.init, start, config, stage, manifest)
+    if options.batch is not None and options.batch % 2 and stage != "repaint":
         raise ConfigError(f"--batch {options.batch}: source and target go in pairs; give an even number")
     hidden = frozenset[str]()
     if options.labelled is not None:
         hidden = hidden_cases(train, labelled_patients(options.labelled, train, seed=options.seed))
     known = [i for i, c in enumerate(train) if c.label is not None and c.id not in hidden]
-    source, target = sides([c.site for c in train], known, config)
-    if options.batch == 2 and set(target) & set(known) and config.stage == "adapt":
+    source, target = sides([c.site for c in train], known, config, adapts=stage == "adapt")
+    if options.batch == 2 and set(target) & set(known) and stage == "adapt":
         raise ConfigError(
             "--batch 2: its one slice of the target would always be one with a label; give 4 or more, or "
             "hide these labels (--labelled)"
@@ -71,7 +71,7 @@ def foreseen(
         f"start: {options.init} (method {start['method']}), {config.size} pixels, "
         f"domains {', '.join(config.domains)}",
         f"source: {_counted([train[i] for i in source])}, all with labels",
-        *_target(config, [train[i] for i in target], set(target) & set(known)),
+        *_target(config, stage, [train[i] for i in target], set(target) & set(known)),
         *_scale(start["plan"], plan, config),
     ]
 
@@ -117,7 +117,9 @@ def _training(manifest: Manifest, plan: Plan | None, fold: str) -> Sequence[Case
     return (*manifest.of("train"), *manifest.of("unlabelled"))
 
 
-def _fits(init: Path, start: Mapping[str, Any], config: AdaptConfig, manifest: Manifest) -> None:
+def _fits(
+    init: Path, start: Mapping[str, Any], config: PainterConfig, stage: str, manifest: Manifest
+) -> None:
     """Refuse weights that this data set and these options do not fit."""
     from seguro.methods.adapt.config import BUILT, READ
 
@@ -127,15 +129,21 @@ def _fits(init: Path, start: Mapping[str, Any], config: AdaptConfig, manifest: M
             f"the data have {len(here)} channels, {init} was trained on {len(began)} "
             f"({', '.join(c['name'] for c in began)}); adaptation needs the same ones"
         )
-    adapts, began_as = config.stage == "adapt", start["method"]
-    if adapts and began_as == "factory":
+    began_as = start["method"]
+    if stage == "repaint" and start["config"].get("stage") != "adapt":
+        raise ConfigError(
+            f"stage repaint starts from stage adapt, and {init} is none: run `seguro adapt` with "
+            "--stage adapt first, then from that run"
+        )
+    if stage == "adapt" and began_as == "factory":
         raise ConfigError(
             f"stage adapt starts from stage source, and {init} is a factory: run `seguro adapt` with "
             "--stage source first, then from that run"
         )
-    names = [*BUILT, *READ] if began_as == "adapt" else BUILT
+    names = [*BUILT, *READ] if began_as == "adapt" else [*BUILT]
+    names += ["target", "route"] if stage == "repaint" else []
     now = config.model_dump(mode="json")
-    other = [n for n in names if n in start["config"] and start["config"][n] not in (now[n], None)]
+    other = [n for n in names if n in now and start["config"].get(n) not in (now[n], None)]
     if other:
         lines = [f"{n}: {start['config'][n]!r} there, {now[n]!r} here" for n in other]
         raise ConfigError(f"{init} was trained with other options:\n  " + "\n  ".join(lines))
@@ -148,11 +156,13 @@ def _fits(init: Path, start: Mapping[str, Any], config: AdaptConfig, manifest: M
         )
 
 
-def _target(config: AdaptConfig, cases: Sequence[Case], labelled: set[int]) -> list[str]:
-    if config.stage == "source":
-        return []
+def _target(config: Any, stage: str, cases: Sequence[Case], labelled: set[int]) -> list[str]:
     few = f"labels of {len(labelled)}" if labelled else "no labels"
     slices = ", of their middle slices" if labelled and config.target_slices == "middle" else ""
+    if stage == "repaint":
+        return [f"target: {config.target or 'all others'}, as it was painted; {few}{slices}"]
+    if stage == "source":
+        return []
     return [f"target: {_counted(cases)}, {few}{slices}; the model is chosen by {config.select}"]
 
 
@@ -161,7 +171,7 @@ def _counted(cases: Sequence[Case]) -> str:
     return f"{', '.join(sites)}, {len(cases)} cases of {len(patients)} patients"
 
 
-def _scale(began: Mapping[str, Any], plan: Plan | None, config: AdaptConfig) -> list[str]:
+def _scale(began: Mapping[str, Any], plan: Plan | None, config: PainterConfig) -> list[str]:
     """Say where the frame shows another extent than the one that the generator learned."""
     from seguro.data.frame import frame_of
     from seguro.data.plan import Plan

@@ -1,7 +1,9 @@
 """Learn to segment a site without labels, from a data factory and a site that has them.
 
 The same as `seguro train --method adapt --init FROM`, with the sites as options. From a factory it trains the
-source's encoder and label branch; from such a run, or with --stage adapt, it adapts to the target.
+source's encoder and label branch (stage source); from such a run it adapts to the target (stage adapt); from
+that one a plain network learns the source's labels on slices painted in the target's look (stage repaint,
+which is `seguro train --method repaint`).
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ import typer
 from seguro.cli.terminal import AsJson, DryRun, Seed
 from seguro.cli.train import LABELLED
 
+STAGES = ("source", "adapt", "repaint")
+
 
 def adapt(
     data: Annotated[Path, typer.Argument(help="Data folder with source and target, or a workspace.")],
-    start: Annotated[
-        Path, typer.Option("--from", help="Run to start from: a factory, or stage source of an adaptation.")
-    ],
+    start: Annotated[Path, typer.Option("--from", help="Run to start from: a factory, or the stage before.")],
     source: Annotated[
         str | None, typer.Option(help="Site with labels; all labelled cases when not given.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Site to adapt to; all other cases by default.")] = None,
-    stage: Annotated[str, typer.Option(help="source, adapt, or auto: source from a factory.")] = "auto",
+    stage: Annotated[str, typer.Option(help="source, adapt, repaint, or auto: what follows FROM.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
     set_: Annotated[list[str] | None, typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
@@ -55,21 +57,23 @@ def adapt(
     from seguro.core.settings import settings_from
 
     chosen = stage_of(stage, start)
+    method = "repaint" if chosen == "repaint" else "adapt"
     sites = {"source": source, "target": target}
     named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
     frame = frame_as_begun(data, start, out=out, write=not dry_run)
-    settings = [f"stage={chosen}", *named, *(f"{k}={v}" for k, v in frame.items()), *(set_ or [])]
+    told = [] if chosen == "repaint" else [f"stage={chosen}"]
+    settings = [*told, *named, *(f"{k}={v}" for k, v in frame.items()), *(set_ or [])]
     text = console(as_json)
     for fold in ["0"] if folds == "all" else folds.split(","):
         options = api.TrainOptions(
-            method="adapt", preset=preset, settings=settings_from(settings), batch=batch, init=start,
+            method=method, preset=preset, settings=settings_from(settings), batch=batch, init=start,
             fold=api.ALL if fold.strip() == "none" else fold.strip(), labelled=labelled, seed=seed,
         )  # fmt: skip
         for line in foreseen(data, options, out=out, gpu=gpu_for(device), write=not dry_run):
             text.print(escape(line))
-    site = target if chosen == "adapt" else source
+    site = source if chosen == "source" else target
     train(
-        data, out=out, method="adapt", preset=preset, set_=settings, folds=folds, updates=updates,
+        data, out=out, method=method, preset=preset, set_=settings, folds=folds, updates=updates,
         budget=budget, batch=batch, validations=validations, init=start, labelled=labelled,
         name=name or "-".join(["adapt", chosen, *([site] if site else [])]),
         device=device, dims=2, threads=threads, seed=seed, dry_run=dry_run, as_json=as_json,
@@ -86,14 +90,16 @@ def stage_of(stage: str, start: Path) -> str:
     from seguro.core.files import read_json
     from seguro.engine.model import model_folder
 
-    if stage not in ("auto", "source", "adapt"):
-        raise ConfigError(f"--stage {stage}: expected source, adapt or auto")
-    method = read_json(model_folder(start) / "model.json")["method"]
-    if method not in ("factory", "adapt"):
+    if stage not in ("auto", *STAGES):
+        raise ConfigError(f"--stage {stage}: expected {', '.join(STAGES)} or auto")
+    begun = read_json(model_folder(start) / "model.json")
+    if begun["method"] not in ("factory", "adapt"):
         raise ConfigError(
-            f"--from {start}: made by method {method}; expected a factory (seguro train --method factory) or "
-            "stage source of an adaptation"
+            f"--from {start}: made by method {begun['method']}; expected a factory (seguro train --method "
+            "factory), or stage source or adapt of an adaptation"
         )
     if stage != "auto":
         return stage
-    return "source" if method == "factory" else "adapt"
+    if begun["method"] == "factory":
+        return "source"
+    return "repaint" if begun["config"].get("stage") == "adapt" else "adapt"

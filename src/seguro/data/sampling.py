@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +38,19 @@ def centre(case: Stored, patch: Three, rng: np.random.Generator, *, p_foreground
         low, high = (p / 2 - 0.5, n - p / 2 - 0.5) if p < n else ((n - 1) / 2, (n - 1) / 2)
         out.append(float(np.clip(w, low, high)))
     return out[0], out[1], out[2]
+
+
+def middle_slice(case: Stored, axis: int) -> int:
+    """Return the slice in the middle of those that hold a foreground class; of all where none does."""
+    found: Sequence[int] = np.unique(case.locations[:, 1 + axis]).tolist()
+    return int(found[len(found) // 2]) if found else case.shape[axis] // 2
+
+
+def at_slice(where: ThreeF, axis: int, index: int) -> ThreeF:
+    """Return the same place (z, y, x) in slice `index` along `axis`."""
+    moved = list(where)
+    moved[axis] = float(index)
+    return moved[0], moved[1], moved[2]
 
 
 def crop(case: Stored, middle: ThreeF, patch: Three) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None]:

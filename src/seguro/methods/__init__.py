@@ -22,6 +22,7 @@ TABLE: dict[str, str] = {
     "factory": "seguro.methods.factory.method:Factory",
     "adapt": "seguro.methods.adapt.method:Adapt",
     "restyle": "seguro.methods.restyle.method:Restyle",
+    "repaint": "seguro.methods.repaint.method:Repaint",
 }
 """Name -> module:class; imported only when asked for."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from seguro.data.augment import Augment, intensities, patch_of, unshaded
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
-from seguro.data.sampling import centre, patch_size
+from seguro.data.sampling import at_slice, centre, patch_size
 from seguro.data.store import Stored
 from seguro.methods.contract import Predictor, Slices, Support, Whole, Windows
 
@@ -38,6 +38,7 @@ def labelled_patch(
     *,
     p_foreground: float,
     look: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    index: int | None = None,
 ) -> Labelled:
     """Return one augmented patch of a labelled case.
 
@@ -48,9 +49,12 @@ def labelled_patch(
         rng: the only source of randomness.
         p_foreground: probability that the patch is centered on a foreground voxel.
         look: changes the image (C, Z, Y, X) between its geometry and the augmentation of its intensities.
+        index: of the slice, in 2-D; None for any.
     """
     patch = patch_size(plan.patch, plan.slice_axis)
     middle = centre(case, patch, rng, p_foreground=p_foreground)
+    if index is not None:
+        middle = at_slice(middle, plan.slice_axis, index)
     drawn = draw_augmentation(
         rng, augment, spacing=case.grid.spacing, patch=patch, mirror=plan.mirror, classes=plan.classes
     )

@@ -15,9 +15,7 @@ from seguro.engine.log import RunLog
 from seguro.engine.loop import Loop
 from seguro.engine.runtime import Runtime
 from seguro.losses import probabilities
-from seguro.methods.adapt.method import numbers
-from seguro.methods.adapt.predictor import paint
-from seguro.methods.adapt.sample import SOURCE, TARGET
+from seguro.methods.painter import SOURCE, TARGET, numbers, paint
 from seguro.methods.streams import NO_AUGMENT
 from seguro.networks.perceptual import PLACES, SHAPES, perceptual_from
 

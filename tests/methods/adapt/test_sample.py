@@ -7,7 +7,8 @@ import pytest
 
 from seguro.core.errors import ConfigError
 from seguro.core.types import IGNORE
-from seguro.methods.adapt.sample import SOURCE, TARGET, middle_slice, sides
+from seguro.data.sampling import middle_slice
+from seguro.methods.painter import SOURCE, TARGET, sides
 from seguro.methods.streams import NO_AUGMENT
 
 

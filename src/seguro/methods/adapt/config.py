@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from seguro.data.augment import Augment
-from seguro.methods.generators import SMALL, TINY, GeneratorConfig
+from seguro.methods.generators import GeneratorConfig
+from seguro.methods.painter import SMALL_PAINTER, TINY_PAINTER, PainterConfig
 from seguro.methods.streams import NO_AUGMENT
 
 GENERATOR = tuple(GeneratorConfig.model_fields)
@@ -21,18 +22,13 @@ READ = tuple(n for n in ENCODER if n not in ("domain_norm", "content"))
 """What the weights of encoder and source branch depend on."""
 
 
-class AdaptConfig(GeneratorConfig):
+class AdaptConfig(PainterConfig):
     """Defaults are the published code's: Galati et al., MICCAI 2024 (where it contradicts itself: README)."""
 
     inherits: ClassVar[tuple[str, ...]] = (*GENERATOR, *ENCODER)
     """Fields that are those of the run that `--init` names, unless they are set: its weights fit no other."""
     stage: Literal["source", "adapt"] = "adapt"
     """source: encoder and label branch learn the labelled source. adapt: from there, the target joins."""
-    source: str | None = None
-    """Site whose labelled cases are the source; null for all labelled cases (but those of `target`)."""
-    target: str | None = None
-    """Site that is adapted to, with or without labels; null for all cases that are not the source's, or where
-    no source is named for all without label."""
     target_slices: Literal["all", "middle"] = "all"
     """Which slices of a labelled target case show their label: all, or only the middle one of its classes."""
 
@@ -43,30 +39,15 @@ class AdaptConfig(GeneratorConfig):
     """A .safetensors file with the weights of an IResNet, such as ArcFace's, that the encoder's backbone
     starts from in either stage, as published; null for chance, and in stage adapt for the run of `--init`.
     Read once, when training begins."""
-    blocks: tuple[int, ...] = (3, 4, 14, 3)
-    """Residual blocks of each stage of the encoder; content at as many resolutions."""
-    encoder_width: int = Field(64, ge=1)
-    """Channels of the encoder's first stage."""
-    reduction: Literal[2, 4] = 4
-    """`size` over the finest resolution of content; the encoder sees images of twice that resolution."""
-    norm: Literal["batch", "group", "instance"] = "batch"
-    """Of the encoder. batch: running statistics after training, so that no prediction depends on its
-    neighbors; group, instance: of each image alone."""
     branch_norm: Literal["batch", "group", "instance", "none"] = "batch"
     """Of the label branches; none leaves the feature maps as the generator made them."""
     hidden: int = Field(128, ge=1)
     """Channels of a label branch."""
-    domain_norm: bool = True
-    """Whether source and target each have their own normalization."""
-    content: bool = True
-    """Whether content features enter the generator; without, everything passes through the codes."""
     ramp: float = Field(0.5, ge=0, le=1)
     """Fraction of training in which content takes the place of the generator's own activations, from the
     share that the encoder to start from has reached."""
     cycle: bool = True
     """Whether translations are translated back and compared with the image."""
-    route: Literal["image", "output"] = "image"
-    """Whose normalization a translation uses: the domain of the image, or the one that is asked for."""
     translated: Literal["branch", "all"] = "branch"
     """What learns from the source's labels on translations: the target's label branch alone, as published,
     or the encoder too."""
@@ -121,8 +102,6 @@ class AdaptConfig(GeneratorConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> AdaptConfig:
-        if self.source is not None and self.source == self.target:
-            raise ValueError(f"source and target are both {self.source!r}; expected two sites")
         if not self.l2 + self.l1 + self.ssim + self.gradient:
             raise ValueError("l2, l1, ssim and gradient are all 0; images would not be compared at all")
         if self.view.p_spatial or self.view.mirror:
@@ -144,9 +123,7 @@ VIEW = NO_AUGMENT.model_copy(
     }
 )
 _OURS: dict[str, Any] = {
-    "norm": "group",
     "branch_norm": "none",
-    "reduction": 2,
     "l2": 0.0,
     "l1": 1.0,
     "gradient": 1.0,
@@ -162,10 +139,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "small": {
         **_OURS,
-        **SMALL,
+        **SMALL_PAINTER,
         "mean_styles": 4096,
-        "blocks": (1, 1, 1),
-        "encoder_width": 16,
         "hidden": 64,
         "average": 0.99,
         "augment": NO_AUGMENT.model_copy(
@@ -174,12 +149,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "tiny": {
         **_OURS,
-        **TINY,
+        **TINY_PAINTER,
         "learning_rate": 2e-3,
         "branch_rate": 2e-3,
         "mean_styles": 64,
-        "blocks": (1, 1),
-        "encoder_width": 16,
         "hidden": 64,
         "average": 0.9,
     },

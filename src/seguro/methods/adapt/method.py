@@ -13,19 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seguro.core.errors import ConfigError
 from seguro.data.frame import frame_of
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
 from seguro.methods.adapt.config import PRESETS, AdaptConfig
 from seguro.methods.adapt.objective import TERMS, batch_dice, image_loss
-from seguro.methods.adapt.predictor import AdaptPredictor, paint
-from seguro.methods.adapt.sample import SOURCE, TARGET, Shown, draw
+from seguro.methods.adapt.predictor import AdaptPredictor
+from seguro.methods.adapt.sample import Shown, draw
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
-from seguro.methods.generators import generator_of
+from seguro.methods.painter import SOURCE, TARGET, numbers, paint, painter_of
 from seguro.networks.perceptual import Perceptual, perceptual_from
-from seguro.networks.translator import Encoder, LabelBranch
+from seguro.networks.translator import LabelBranch
 from seguro.networks.weights import tensors_from
 
 MONITORS = {"translated": "min:translated", "cycle": "min:cycle", "dice": "max:dice", "last": None}
@@ -62,18 +61,7 @@ class Adapt:
             begins=("generator",) if alone else ("generator", "encoder", "source"),
         )
         self.frame = frame_of(plan, c.size, side=c.side, limits=c.limits)
-        generator = generator_of(c, channels)
-        encoder = Encoder(
-            c.size,
-            channels,
-            generator.n_latent,
-            c.latent,
-            generator.widths,
-            blocks=c.blocks,
-            width=c.encoder_width,
-            reduction=c.reduction,
-            norm=c.norm,
-        )
+        generator, encoder = painter_of(c, channels)
         maps = generator.feature_channels
         source, target = (
             LabelBranch(maps, plan.classes.n, c.size, hidden=c.hidden, norm=c.branch_norm) for _ in range(2)
@@ -81,7 +69,6 @@ class Adapt:
         self.modules = nn.ModuleDict(
             {"generator": generator, "encoder": encoder, "source": source, "target": target}
         )
-        generator.requires_grad_(False)
         (target if alone else source).requires_grad_(False)
         if not c.content:
             encoder.contents.requires_grad_(False)
@@ -235,28 +222,6 @@ class Adapt:
     def shared(self) -> list[str]:
         """Everything may leave a site."""
         return list(self.modules.state_dict())
-
-
-def numbers(config: AdaptConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the numbers of the source's and of the target's domains among the generator's.
-
-    A side whose site is not named has all domains but the other's; their mean codes are averaged.
-
-    Raises:
-        ConfigError: a site that is none of them.
-    """
-    names = config.domains
-    for site in (config.source, config.target):
-        if site is not None and names and site not in names:
-            raise ConfigError(
-                f"site {site!r} is none of the generator's domains ({', '.join(names)}); name one of them, "
-                "or train the factory with it"
-            )
-    found = []
-    for own, other in ((config.source, config.target), (config.target, config.source)):
-        rest = [i for i, n in enumerate(names) if n != other]
-        found.append(tuple([names.index(own)] if own in names else rest or [0]))
-    return found[0], found[1]
 
 
 def learned(config: AdaptConfig, site: str) -> bool:

@@ -1,9 +1,8 @@
-"""Painting an image in the look of a domain, and predicting a target's labels in two ways."""
+"""Predicting the labels of an image from what a generator paints it with, in two ways."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +12,12 @@ from seguro.data.frame import Frame
 from seguro.data.plan import Plan
 from seguro.losses import probabilities
 from seguro.methods.adapt.config import AdaptConfig
-from seguro.methods.adapt.sample import SOURCE, TARGET
 from seguro.methods.contract import Predictor, Slices, Support
+from seguro.methods.painter import SOURCE, TARGET, paint
 
 TINY = 1e-6
 """Smallest probability whose logarithm is taken."""
 Way = Literal["intra", "inter", "ensemble"]
-
-
-def paint(
-    modules: nn.ModuleDict | Mapping[str, nn.Module],
-    config: AdaptConfig,
-    image: Tensor,
-    domain: Tensor,
-    wanted: Tensor,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return images (N, C, size, size) painted in the look of `wanted`, and the feature maps behind them.
-
-    Args:
-        modules: with "generator" and "encoder".
-        config: of the run.
-        image: (N, C, size, size) in [-1, 1].
-        domain: (N,) of the images.
-        wanted: (N,) domain to paint them in.
-    """
-    encoder: Any = modules["encoder"]
-    generator: Any = modules["generator"]
-    route = wanted if config.route == "output" else domain
-    codes, found = encoder(image, route if config.domain_norm else torch.zeros_like(route), wanted)
-    share = float(encoder.share)
-    content = {r: (feature, mask, share) for r, (feature, mask) in found.items()} if config.content else None
-    painted, maps = generator.synthesize(codes, content=content, noise="fixed", features=True)
-    return painted, maps
 
 
 class AdaptPredictor(Predictor):

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seguro.core.errors import ConfigError
-from seguro.core.types import IGNORE, ThreeF
+from seguro.core.types import IGNORE
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.augment import intensities, patch_of
 from seguro.data.frame import Frame
 from seguro.data.plan import Plan
-from seguro.data.sampling import centre
+from seguro.data.sampling import at_slice, centre, middle_slice
 from seguro.data.store import Cases, Stored
 from seguro.methods.adapt.config import AdaptConfig
+from seguro.methods.painter import SOURCE, TARGET, sides
 from seguro.methods.streams import NO_AUGMENT
-
-SOURCE, TARGET = 0, 1
-"""Numbers of the two domains in encoder and batch."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +36,6 @@ class Shown:
     """() SOURCE or TARGET."""
 
 
-def sides(sites: Sequence[str], labelled: Sequence[int], config: AdaptConfig) -> tuple[list[int], list[int]]:
-    """Return the indices of the labelled source cases, and of the target's.
-
-    Args:
-        sites: of each case.
-        labelled: indices of the cases whose labels may be seen.
-        config: names source and target, or not.
-
-    Raises:
-        ConfigError: there is no source, or (in stage adapt) no target.
-    """
-    if config.target is not None:
-        target = [i for i, s in enumerate(sites) if s == config.target]
-    elif config.source is not None:
-        target = [i for i, s in enumerate(sites) if s != config.source]
-    else:
-        target = sorted(set(range(len(sites))) - set(labelled))
-    other = set(target)
-    source = [i for i in labelled if (i not in other if config.source is None else sites[i] == config.source)]
-    known = f"the sites are {', '.join(sorted(set(sites)))}"
-    if set(sites) == {"site1"}:
-        known = "no case is said to be of a site: name sites in patients.csv, with columns id, patient, site"
-    if not source:
-        raise ConfigError(
-            f"no labelled case of the source (source={config.source!r}, {known}): adaptation learns to "
-            "segment there; name the site with labels, --set source=SITE"
-        )
-    if config.stage == "adapt" and not target:
-        raise ConfigError(
-            f"no case of the target (target={config.target!r}, {known}): give the images to adapt to "
-            "(imagesUn, or a site named with --set target=SITE)"
-        )
-    return source, target
-
-
 def draw(
     cases: Cases, slot: int, rng: np.random.Generator, *, config: AdaptConfig, plan: Plan, frame: Frame
 ) -> Shown:
@@ -82,8 +43,9 @@ def draw(
 
     Where the target has labels, every second of its slots shows one.
     """
-    source, target = sides([c.site for c in cases.facts], cases.labelled, config)
-    if config.stage == "source" or slot % 2 == 0:
+    sites, adapts = [c.site for c in cases.facts], config.stage == "adapt"
+    source, target = sides(sites, cases.labelled, config, adapts=adapts)
+    if not adapts or slot % 2 == 0:
         return _shown(cases[int(rng.choice(source))], SOURCE, rng, config=config, plan=plan, frame=frame)
     known = set(cases.labelled)
     with_label = [i for i in target if i in known]
@@ -103,7 +65,7 @@ def _shown(
     window = frame.window
     middle = centre(case, window, rng, p_foreground=config.p_foreground)
     if domain == TARGET and case.label is not None and config.target_slices == "middle":
-        middle = _at_slice(middle, frame.axis, middle_slice(case, frame.axis))
+        middle = at_slice(middle, frame.axis, middle_slice(case, frame.axis))
     drawn = draw_augmentation(
         rng, config.augment, spacing=case.grid.spacing, patch=window, mirror=plan.mirror, classes=plan.classes
     )
@@ -126,15 +88,3 @@ def _in_frame(image: NDArray[np.float32], frame: Frame) -> NDArray[np.float32]:
     plane = torch.from_numpy(image.reshape(1, -1, frame.side, frame.side))
     shown: NDArray[np.float32] = frame.shown(plane)[0].numpy()
     return shown
-
-
-def middle_slice(case: Stored, axis: int) -> int:
-    """Return the slice in the middle of those that hold a foreground class; of all where none does."""
-    found: Sequence[int] = np.unique(case.locations[:, 1 + axis]).tolist()
-    return int(found[len(found) // 2]) if found else case.shape[axis] // 2
-
-
-def _at_slice(where: ThreeF, axis: int, index: int) -> ThreeF:
-    moved = list(where)
-    moved[axis] = float(index)
-    return moved[0], moved[1], moved[2]
