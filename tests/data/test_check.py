@@ -185,7 +185,17 @@ def test_patients_sites_and_annotations(tmp_path):
     assert cases["case_001"].site == "site2"
     assert cases["case_001"].annotated == ("organ2",)
     assert any("organ1 is annotated in 3 of 4" in p.message for p in report.warnings)
-    assert report.recommendation.method == "federate"
+    advice = report.recommendation
+    assert advice.method == "federate" and advice.command == f"seguro federate simulate {folder}"
+
+
+def test_a_site_without_labels_gets_a_factory(tmp_path):
+    folder = phantom.write_msd(tmp_path / "data", n_labelled=12, n_test=0, n_unlabelled=2, **SMALL)
+    found = run(folder, tmp_path).manifest
+    cases = tuple(c.model_copy(update={"site": "B"} if c.label is None else {}) for c in found.cases)
+    advice = recommend(found.model_copy(update={"cases": cases}), "d")
+    assert (advice.method, advice.command) == ("factory", "seguro train d --method factory --dims 2")
+    assert "none from B" in advice.why and "seguro adapt" in advice.why
 
 
 def test_a_patient_in_train_and_test_is_pointed_out(tmp_path):

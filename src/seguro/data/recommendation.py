@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +21,6 @@ class Recommendation:
 
     method: str
     command: str
-    """Works with this version."""
     why: str
 
 
@@ -42,9 +40,16 @@ def recommend(manifest: Manifest, data: str) -> Recommendation:
         return Recommendation("none", f"seguro check {data}", why)
     if n == 1:
         return _named("alpnet", f"one labelled scan and {m} unlabelled: learn from one example", data)
+    bare = sorted({c.site for c in unlabelled} - {c.site for c in train})
+    if bare:
+        why = (
+            f"{n} labelled scans, none from {', '.join(bare)}: make a data factory of all sites, then go on "
+            "with seguro adapt"
+        )
+        return Recommendation("factory", f"seguro train {data} --method factory --dims 2", why)
     if sites > 1:
         why = f"{n} labelled scans from {sites} sites: train so that data may stay where they are"
-        return _named("federate", why, data)
+        return Recommendation("federate", f"seguro federate simulate {data}", why)
     if patients < FEW and m >= n:
         why = f"{n} labelled scans of {patients} patients and {m} unlabelled: the unlabelled ones may help"
         return _named("roam", why, data)
@@ -56,17 +61,5 @@ def recommend(manifest: Manifest, data: str) -> Recommendation:
 
 
 def _named(method: str, why: str, data: str) -> Recommendation:
-    if method == "supervised":
-        return Recommendation(method, f"seguro train {data}", why)
-    package = Path(__file__).parents[1]
-    if method == "federate":
-        there, command = (package / "cli" / "federate.py").exists(), f"seguro federate {data}"
-    else:
-        there, command = (
-            (package / "methods" / method / "method.py").exists(),
-            f"seguro train {data} --method {method}",
-        )
-    if there:
-        return Recommendation(method, command, why)
-    later = f"{why} (method {method} comes with a later version; today's baseline does without it)"
-    return Recommendation(method, f"seguro train {data}", later)
+    chosen = "" if method == "supervised" else f" --method {method}"
+    return Recommendation(method, f"seguro train {data}{chosen}", why)
