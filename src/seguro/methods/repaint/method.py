@@ -79,11 +79,13 @@ class Repaint:
     @torch.no_grad()
     def painted(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a planned slice of the source, of the frame's size in any shape, in the target's look."""
-        frame, device = self.frame, next(self.modules["generator"].parameters()).device
-        plane = torch.from_numpy(np.ascontiguousarray(image)).reshape(1, -1, frame.side, frame.side)
-        one = torch.ones(1, dtype=torch.long, device=device)
-        found, _ = paint(self.modules, self.config, frame.shown(plane.to(device)), one * SOURCE, one * TARGET)
-        out: NDArray[np.float32] = frame.planned(found.clamp(-1, 1)).cpu().numpy().reshape(image.shape)
+        frame, like = self.frame, next(self.modules["generator"].parameters())
+        plane = torch.from_numpy(np.ascontiguousarray(image)).reshape(1, -1, frame.side, frame.side).to(like)
+        one = torch.ones(1, dtype=torch.long, device=like.device)
+        found, _ = paint(self.modules, self.config, frame.shown(plane), one * SOURCE, one * TARGET)
+        out: NDArray[np.float32] = (
+            frame.planned(found.clamp(-1, 1)).float().cpu().numpy().reshape(image.shape)
+        )
         return out
 
     def update(self, batch: Batch, run: Run) -> dict[str, Tensor]:
