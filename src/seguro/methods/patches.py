@@ -1,21 +1,55 @@
-"""What patch-based methods share: a labelled patch of a case, and a plain network as predictor."""
+"""What patch-based methods share: a labelled patch, the plain recipe, and a plain network as predictor."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from seguro.core.types import Record
 from seguro.data.augment import Augment, intensities, patch_of, unshaded
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import at_slice, centre, patch_size
 from seguro.data.store import Stored
-from seguro.methods.contract import Predictor, Slices, Support, Whole, Windows
+from seguro.methods.contract import Optim, Predictor, Schedule, Slices, Support, Whole, Windows
+
+
+class PlainRecipe(Record):
+    """How method `supervised` trains, for methods that change only what the network is shown."""
+
+    network: str = "unet"
+    network_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the network, e.g. `width` of the U-Net."""
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(3e-5, ge=0)
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    warmup: float = Field(0.02, ge=0, le=1)
+    """Fraction of training in which the learning rate rises."""
+    clip: float | None = Field(12.0, gt=0)
+    """Largest gradient norm; null for none."""
+    average: float | None = Field(0.99, ge=0, lt=1)
+    """Decay of the averaged weights that are deployed; null for none."""
+    p_foreground: float = Field(0.5, ge=0, le=1)
+    """Probability that a labelled patch is centered on a foreground voxel."""
+    augment: Augment = Augment()
+    """Geometry before the image is changed, intensities after it."""
+    overlap: float = Field(0.5, ge=0, lt=1)
+    """Of neighboring windows at prediction."""
+
+
+def plain_optimiser(recipe: PlainRecipe, network: nn.Module) -> dict[str, Optim]:
+    """Return the one optimizer, over all parameters of the method's module "network"."""
+    r = recipe
+    optimiser = torch.optim.AdamW(network.parameters(), r.learning_rate, weight_decay=r.weight_decay)
+    average = {} if r.average is None else {"network": r.average}
+    return {"main": Optim(optimiser, Schedule(r.schedule, warmup=r.warmup), average, r.clip)}
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from seguro.data.plan import Plan
 from seguro.data.sampling import middle_slice
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
-from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
 from seguro.methods.painter import SOURCE, TARGET, numbers, paint, painter_of, sides
-from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch
+from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch, plain_optimiser
 from seguro.methods.repaint.config import PRESETS, RepaintConfig
 from seguro.networks.blocks import pad_to_multiple
 
@@ -50,12 +50,7 @@ class Repaint:
 
     def optimisers(self) -> dict[str, Optim]:
         """Return the one optimizer, over all parameters of the network."""
-        c = self.config
-        optimiser = torch.optim.AdamW(
-            self.modules["network"].parameters(), c.learning_rate, weight_decay=c.weight_decay
-        )
-        average = {} if c.average is None else {"network": c.average}
-        return {"main": Optim(optimiser, Schedule(c.schedule, warmup=c.warmup), average, c.clip)}
+        return plain_optimiser(self.config, self.modules["network"])
 
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Labelled:
         """Return a slice of the source, painted or not; in odd slots one of the target, if that has labels.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -16,8 +15,8 @@ from seguro.data.plan import Plan
 from seguro.data.sampling import centre, crop, patch_size
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
-from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
-from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
+from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch, plain_optimiser
 from seguro.methods.restyle.config import PRESETS, RestyleConfig
 
 
@@ -42,11 +41,7 @@ class Restyle:
 
     def optimisers(self) -> dict[str, Optim]:
         """Return the one optimizer, over all parameters of the network."""
-        c = self.config
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, c.learning_rate, weight_decay=c.weight_decay)
-        average = {} if c.average is None else {"network": c.average}
-        return {"main": Optim(optimiser, Schedule(c.schedule, warmup=c.warmup), average, c.clip)}
+        return plain_optimiser(self.config, self.modules["network"])
 
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Labelled:
         """Return a labelled patch in the look of a patch from a random unlabelled case, augmented.
