@@ -44,7 +44,7 @@ PLAN = Plan(
 )  # fmt: skip
 NETWORK = {"network_options": {"width": 8}, "learning_rate": 3e-3}
 """Of the baselines: what learns the source in this many updates."""
-UPDATES = {"factory": 400, "source": 300, "adapt": 120, "supervised": 400, "restyle": 400, "repaint": 400}
+UPDATES = {"factory": 400, "source": 300, "adapt": 120, "supervised": 400, "restyle": 400}
 
 
 class Sited(list[Stored]):
@@ -135,14 +135,6 @@ def adapted(seed: int, site: str, few: int = 0, **config: Any) -> Method:
     found = cases(("plain",), ("plain", site), seed, few)
     fields = {"domains": SITES, "source": "plain", "target": site, **config}
     return trained("adapt", found, seed, source(seed), **fields)
-
-
-@cache
-def repainted(seed: int, site: str, few: int = 0, **config: Any) -> Method:
-    """Return a plain network that learns the source's labels on slices painted in the look of a site."""
-    adapts = adapted(seed, site, few, **config)
-    fields = {"domains": SITES, "source": "plain", "target": site, **config, **NETWORK}
-    return trained("repaint", cases(("plain",), ("plain", site), seed, few), seed, adapts, **fields)
 
 
 @cache
