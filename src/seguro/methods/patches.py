@@ -22,7 +22,7 @@ from seguro.methods.contract import Optim, Predictor, Schedule, Slices, Support,
 
 
 class PlainRecipe(Record):
-    """How method `supervised` trains, for methods that change only what the network is shown."""
+    """How method `supervised` trains, and methods that change only what the network is shown."""
 
     network: str = "unet"
     network_options: dict[str, Any] = Field(default_factory=dict)
@@ -35,7 +35,7 @@ class PlainRecipe(Record):
     clip: float | None = Field(12.0, gt=0)
     """Largest gradient norm; null for none."""
     average: float | None = Field(0.99, ge=0, lt=1)
-    """Decay of the averaged weights that are deployed; null for none."""
+    """Decay of the averaged weights that are validated and deployed; null for none."""
     p_foreground: float = Field(0.5, ge=0, le=1)
     """Probability that a labelled patch is centered on a foreground voxel."""
     augment: Augment = Augment()
@@ -44,10 +44,13 @@ class PlainRecipe(Record):
     """Of neighboring windows at prediction."""
 
 
-def plain_optimiser(recipe: PlainRecipe, network: nn.Module) -> dict[str, Optim]:
-    """Return the one optimizer, over all parameters of the method's module "network"."""
+def plain_optimiser(
+    recipe: PlainRecipe, network: nn.Module, optimiser: torch.optim.Optimizer | None = None
+) -> dict[str, Optim]:
+    """Return the one optimizer, AdamW or the given one, over all parameters of module "network"."""
     r = recipe
-    optimiser = torch.optim.AdamW(network.parameters(), r.learning_rate, weight_decay=r.weight_decay)
+    if optimiser is None:
+        optimiser = torch.optim.AdamW(network.parameters(), r.learning_rate, weight_decay=r.weight_decay)
     average = {} if r.average is None else {"network": r.average}
     return {"main": Optim(optimiser, Schedule(r.schedule, warmup=r.warmup), average, r.clip)}
 

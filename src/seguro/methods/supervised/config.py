@@ -6,37 +6,19 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from seguro.core.types import Record
-from seguro.data.augment import Augment
+from seguro.methods.patches import PlainRecipe
 
 
-class SupervisedConfig(Record):
+class SupervisedConfig(PlainRecipe):
     """Defaults are this project's recipe for an hour's training from scratch; preset "paper" is nnU-Net's."""
 
-    network: str = "unet"
-    network_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the network, e.g. `width` of the U-Net."""
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.99, ge=0, lt=1)
     """Of sgd only (Nesterov)."""
-    weight_decay: float = Field(3e-5, ge=0)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    warmup: float = Field(0.02, ge=0, le=1)
-    """Fraction of training in which the learning rate rises."""
-    clip: float | None = Field(12.0, gt=0)
-    """Largest gradient norm; null for none."""
-    average: float | None = Field(0.99, ge=0, lt=1)
-    """Decay of the averaged weights that are validated and deployed; null for none."""
-    p_foreground: float = Field(0.5, ge=0, le=1)
-    """Probability that a patch is centred on a foreground voxel."""
     dice_weight: float = Field(1.0, ge=0)
     cross_entropy_weight: float = Field(1.0, ge=0)
-    augment: Augment = Augment()
     tiling: Literal["windows", "whole"] = "windows"
     """At prediction. windows: of the plan's patch. whole: one pass over the volume, in 3-D."""
-    overlap: float = Field(0.5, ge=0, lt=1)
-    """Of neighbouring windows at prediction."""
 
 
 PRESETS: dict[str, dict[str, Any]] = {

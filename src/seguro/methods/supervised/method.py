@@ -13,8 +13,8 @@ from seguro.core.errors import ConfigError
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, soft_dice
-from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run, Schedule
-from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
+from seguro.methods.patches import Labelled, NetworkPredictor, labelled_patch, plain_optimiser
 from seguro.methods.supervised.config import PRESETS, SupervisedConfig
 
 
@@ -41,21 +41,17 @@ class Supervised:
 
     def optimisers(self) -> dict[str, Optim]:
         """Return the one optimiser, over all parameters of the network."""
-        c = self.config
-        parameters = [p for p in self.modules.parameters() if p.requires_grad]
-        optimiser: torch.optim.Optimizer
-        if c.optimiser == "sgd":
-            optimiser = torch.optim.SGD(
-                parameters,
-                c.learning_rate,
-                momentum=c.momentum,
-                nesterov=c.momentum > 0,
-                weight_decay=c.weight_decay,
-            )
-        else:
-            optimiser = torch.optim.AdamW(parameters, c.learning_rate, weight_decay=c.weight_decay)
-        average = {} if c.average is None else {"network": c.average}
-        return {"main": Optim(optimiser, Schedule(c.schedule, warmup=c.warmup), average, c.clip)}
+        c, network = self.config, self.modules["network"]
+        if c.optimiser == "adamw":
+            return plain_optimiser(c, network)
+        sgd = torch.optim.SGD(
+            network.parameters(),
+            c.learning_rate,
+            momentum=c.momentum,
+            nesterov=c.momentum > 0,
+            weight_decay=c.weight_decay,
+        )
+        return plain_optimiser(c, network, sgd)
 
     def draw(self, cases: Cases, slot: int, rng: np.random.Generator) -> Labelled:
         """Return one augmented patch of a random labelled case."""
