@@ -90,6 +90,9 @@ def test_stage_repaint_starts_from_stage_adapt_and_keeps_its_sites(here):
     start = here.start("adapt", stage="adapt", target="site2")
     found = here.lines(start, {}, method="repaint")
     assert found[1].startswith("source: site1, ")
+    assert found[2].startswith("target: site2, 3 cases of ")
+    assert found[2].endswith("labels of 2; guesses elsewhere")
+    found = here.lines(start, {"guess_weight": 0}, method="repaint")
     assert found[2] == "target: site2, as it was painted; labels of 2"
     with pytest.raises(ConfigError, match="target: 'site2' there, 'site3' here"):
         here.lines(start, {"target": "site3"}, method="repaint")

@@ -27,7 +27,7 @@ ALLOWED = {
     "report": {"core", "report"},
 }
 """Part -> parts it may import; `cli` and `api` may import every part."""
-SHARED_BY_METHODS = ("contract", "generators", "painter", "patches", "streams")
+SHARED_BY_METHODS = ("consistency", "contract", "generators", "painter", "patches", "streams")
 """Modules of `methods` that every method may import; methods do not import each other."""
 WITHOUT_TORCH = ("core", "evaluation", "report")
 BANNED_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "lightning", "hydra"}

@@ -61,7 +61,8 @@ def foreseen(
     if options.labelled is not None:
         hidden = hidden_cases(train, labelled_patients(options.labelled, train, seed=options.seed))
     known = [i for i, c in enumerate(train) if c.label is not None and c.id not in hidden]
-    source, target = sides([c.site for c in train], known, config, adapts=stage == "adapt")
+    adapts = config.guess_weight > 0 if stage == "repaint" else stage == "adapt"
+    source, target = sides([c.site for c in train], known, config, adapts=adapts)
     if options.batch == 2 and set(target) & set(known) and stage == "adapt":
         raise ConfigError(
             "--batch 2: its one slice of the target would always be one with a label; give 4 or more, or "
@@ -159,11 +160,12 @@ def _fits(
 def _target(config: Any, stage: str, cases: Sequence[Case], labelled: set[int]) -> list[str]:
     few = f"labels of {len(labelled)}" if labelled else "no labels"
     slices = ", of their middle slices" if labelled and config.target_slices == "middle" else ""
-    if stage == "repaint":
-        return [f"target: {config.target or 'all others'}, as it was painted; {few}{slices}"]
     if stage == "source":
         return []
-    return [f"target: {_counted(cases)}, {few}{slices}; the model is chosen by {config.select}"]
+    if stage == "repaint" and not config.guess_weight:
+        return [f"target: {config.target or 'all others'}, as it was painted; {few}{slices}"]
+    last = "guesses elsewhere" if stage == "repaint" else f"the model is chosen by {config.select}"
+    return [f"target: {_counted(cases)}, {few}{slices}; {last}"]
 
 
 def _counted(cases: Sequence[Case]) -> str:

@@ -17,8 +17,9 @@ from seguro.data.augment import Augment, intensities, patch_of, unshaded
 from seguro.data.augment import draw as draw_augmentation
 from seguro.data.plan import Plan
 from seguro.data.sampling import centre, patch_size
-from seguro.data.store import Cases
-from seguro.methods.contract import SHARE, Run
+from seguro.data.store import Cases, Stored
+from seguro.losses import one_hot
+from seguro.methods.contract import SHARE, Batch, Run
 
 NO_AUGMENT = Augment(p_spatial=0.0, mirror=False, p_noise=0.0, p_blur=0.0, p_intensity=0.0)
 """The image as it is."""
@@ -80,8 +81,21 @@ def two_stream(
     """
     labelled = bool(cases.labelled) and (is_labelled(slot, share) or not cases.unlabelled)
     case = cases[int(rng.choice(cases.labelled if labelled else cases.unlabelled))]
-    if not labelled:
-        case = replace(case, label=None)
+    case = case if labelled else replace(case, label=None)
+    return shown(case, plan, augment, rng, p_foreground=p_foreground, views=views, strong=strong)
+
+
+def shown(
+    case: Stored,
+    plan: Plan,
+    augment: Augment,
+    rng: np.random.Generator,
+    *,
+    p_foreground: float,
+    views: int = 0,
+    strong: Augment | None = None,
+) -> TwoStream:
+    """Return a patch of one case, unlabelled if it has no label; arguments as of `two_stream`."""
     patch = patch_size(plan.patch, plan.slice_axis)
     middle = centre(case, patch, rng, p_foreground=p_foreground)
     spacing, mirror, classes = case.grid.spacing, plan.mirror, plan.classes
@@ -97,8 +111,8 @@ def two_stream(
         image=image,
         views=np.stack(seen) if seen else np.zeros((0, *image.shape), np.float32),
         label=np.full(plan.patch, IGNORE, np.uint8) if label is None else label.reshape(plan.patch),
-        annotated=case.annotated if labelled else np.zeros_like(case.annotated),
-        labelled=np.asarray(labelled, np.float32),
+        annotated=np.zeros_like(case.annotated) if label is None else case.annotated,
+        labelled=np.asarray(label is not None, np.float32),
     )
 
 
@@ -140,6 +154,12 @@ class Shares:
             for i, name in enumerate(self.classes.foreground, start=first)
             if kept[0, i] > 0
         }
+
+    def guessed(self, batch: Batch, label: Tensor, run: Run) -> dict[str, Tensor]:
+        """As `observe`, of a batch of both kinds and what its unlabelled rows are taken for, (M, *size)."""
+        known, both = batch.labelled > 0, batch.label.clone()
+        both[~known] = label
+        return self.observe(one_hot(both, self.classes), (both != IGNORE).float(), known, run)
 
     def state(self) -> dict[str, Tensor]:
         """Return both shares, once there are some."""

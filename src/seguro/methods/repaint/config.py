@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from seguro.methods.painter import SMALL_PAINTER, TINY_PAINTER, PainterConfig
 from seguro.methods.patches import PlainRecipe
@@ -19,6 +19,21 @@ class RepaintConfig(PainterConfig, PlainRecipe):
     """Probability that a slice of the source is painted in the target's look; else it is shown as it is."""
     target_slices: Literal["all", "middle"] = "all"
     """Which slices of a labelled target case are learned from: all, or only the middle one of its classes."""
+    guess_weight: float = Field(0.5, ge=0)
+    """Weight of the loss on images of the target, half of them seen without label, against what the averaged
+    network reads there; 0: no image of the target is looked at."""
+    ramp: float = Field(0.3, ge=0, le=1)
+    """Fraction of training in which that weight rises."""
+    box: tuple[float, float] = (0.1, 0.5)
+    """Smallest and largest share of such an image that is replaced by the labelled one beside it."""
+
+    @model_validator(mode="after")
+    def _guesses(self) -> Self:
+        if self.guess_weight and self.average is None:
+            raise ValueError("guesses are those of the averaged network: set average, or guess_weight to 0")
+        if not 0 < self.box[0] <= self.box[1] < 1:
+            raise ValueError(f"box {self.box}: expected two rising shares between 0 and 1")
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -15,22 +15,21 @@ from seguro.core.types import IGNORE
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import probabilities
-from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
-from seguro.methods.patches import NetworkPredictor
-from seguro.methods.semi.consistency import (
+from seguro.methods.consistency import (
     draw_zero_box,
     inside,
     largest_components,
     paste,
     pseudo_label,
 )
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
+from seguro.methods.patches import NetworkPredictor
 from seguro.methods.semi.recipe import (
     SMALL,
     TINY,
     PeerConfig,
     fit,
     network_of,
-    observe,
     optim,
     sample,
 )
@@ -112,7 +111,7 @@ class BCP:
         if not pretraining:
             pseudo = self.pseudo_labels(batch.image[~labelled], run)
             label[~labelled], annotated[~labelled] = pseudo, 1
-            out = observe(self.shares, batch, pseudo, run)
+            out = self.shares.guessed(batch, pseudo, run)
         pairs = pairs_of(labelled, c, pretraining=pretraining)
         masks = self.masks(batch.image, run)
         loss = batch.image.new_zeros(())

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, probabilities
+from seguro.methods.consistency import pseudo_label, ramp
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
 from seguro.methods.patches import NetworkPredictor
-from seguro.methods.semi.consistency import pseudo_label, ramp
 from seguro.methods.semi.recipe import (
     SMALL,
     TINY,
     PeerConfig,
     fit,
     network_of,
-    observe,
     optim,
     sample,
 )
@@ -104,7 +103,7 @@ class CPS:
             "crossed": crossed.detach(),
             "weight": loss.new_tensor(weight),
             "agree": agree,
-            **observe(self.shares, batch, pseudo["network"][~labelled], run),
+            **self.shares.guessed(batch, pseudo["network"][~labelled], run),
         }
 
     def state(self) -> dict[str, Tensor]:

@@ -14,16 +14,15 @@ from seguro.data.augment import Augment
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import probabilities
+from seguro.methods.consistency import pseudo_label, ramp, squared_difference
 from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
 from seguro.methods.patches import NetworkPredictor
-from seguro.methods.semi.consistency import pseudo_label, ramp, squared_difference
 from seguro.methods.semi.recipe import (
     SMALL,
     TINY,
     PeerConfig,
     fit,
     network_of,
-    observe,
     optim,
     sample,
 )
@@ -87,7 +86,7 @@ class MeanTeacher:
             "supervised": supervised.detach(),
             "consistency": consistency.detach(),
             "weight": loss.new_tensor(weight),
-            **observe(self.shares, batch, pseudo_label(teacher, classes), run),
+            **self.shares.guessed(batch, pseudo_label(teacher, classes), run),
         }
 
     def state(self) -> dict[str, Tensor]:

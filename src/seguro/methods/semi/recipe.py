@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from seguro.core.errors import ConfigError
-from seguro.core.types import IGNORE, Classes, Record
+from seguro.core.types import Classes, Record
 from seguro.data.augment import Augment
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
-from seguro.losses import cross_entropy, one_hot, soft_dice
-from seguro.methods.contract import Batch, Build, Optim, Run, Schedule
-from seguro.methods.streams import NO_AUGMENT, Shares, TwoStream, is_labelled, two_stream
+from seguro.losses import cross_entropy, soft_dice
+from seguro.methods.contract import Build, Optim, Schedule
+from seguro.methods.streams import NO_AUGMENT, TwoStream, is_labelled, two_stream
 
 PAPER_AUGMENT = NO_AUGMENT.model_copy(
     update={"p_spatial": 0.5, "rotate_deg": 20.0, "scale": (1.0, 1.0), "elastic_vox": 0.0, "mirror": True}
@@ -142,11 +142,3 @@ def fit(
     if config.dice_weight:
         loss = loss + config.dice_weight * soft_dice(*args)
     return loss
-
-
-def observe(shares: Shares, batch: Batch, pseudo: Tensor, run: Run) -> dict[str, Tensor]:
-    """Return what to log of the classes' shares, from labels and the unlabelled rows' pseudo labels."""
-    labelled = batch.labelled > 0
-    label = batch.label.clone()
-    label[~labelled] = pseudo
-    return shares.observe(one_hot(label, shares.classes), (label != IGNORE).float(), labelled, run)

@@ -16,9 +16,7 @@ from seguro.data.augment import Augment
 from seguro.data.plan import Plan
 from seguro.data.store import Cases
 from seguro.losses import cross_entropy, probabilities, soft_dice
-from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
-from seguro.methods.patches import NetworkPredictor
-from seguro.methods.semi.consistency import (
+from seguro.methods.consistency import (
     certainty,
     draw_cut_box,
     inside,
@@ -26,13 +24,14 @@ from seguro.methods.semi.consistency import (
     pseudo_label,
     where_sure,
 )
+from seguro.methods.contract import Batch, Build, Needs, Optim, Predictor, Run
+from seguro.methods.patches import NetworkPredictor
 from seguro.methods.semi.recipe import (
     SMALL,
     TINY,
     PeerConfig,
     fit,
     network_of,
-    observe,
     optim,
     sample,
 )
@@ -146,7 +145,7 @@ class UniMatch:
             "strong": of_strong.detach(),
             "feature": feature.detach(),
             "sure": (sure >= c.confidence).float().mean(),
-            **observe(self.shares, batch, label, run),
+            **self.shares.guessed(batch, label, run),
         }
 
     def boxes(self, image: Tensor, slots: Sequence[int], view: int, run: Run) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from seguro.core.types import IGNORE, Classes
 from seguro.losses import one_hot
-from seguro.methods.semi.consistency import (
+from seguro.methods.consistency import (
     certainty,
     draw_cut_box,
     draw_zero_box,
