@@ -2,8 +2,8 @@
 
 The same as `seguro train --method adapt --init FROM`, with the sites as options. From a factory it trains the
 source's encoder and label branch (stage source); from such a run it adapts to the target (stage adapt); from
-that one a plain network learns the source's labels on slices painted in the target's look (stage repaint,
-which is `seguro train --method repaint`).
+that one a plain network learns the source's labels on slices painted in the target's look, and its own
+guesses on the target's images (stage repaint, which is `seguro train --method repaint`).
 """
 
 from __future__ import annotations
