@@ -61,10 +61,11 @@ class Setting:
         return kind(kind.Config.model_validate(kind.presets["tiny"]), self.plan, build)
 
     def loop(
-        self, name: str, folder: Path, *, updates: int, seed: int = 0, batch: int = 2, **more: Any
+        self, name: str, folder: Path, *, updates: int, seed: int = 0, batch: int = 1, **more: Any
     ) -> Loop:
-        """A loop over the tiny method in `folder`."""
+        """A loop over the tiny method in `folder`, of `batch` times its smallest batch of two or more."""
         method = self.method(name, seed)
+        batch *= -(-2 // method.needs.group) * method.needs.group
         limits = Limits(updates=updates, validations=2)
         runtime = Runtime("cpu", more.pop("precision", "32"))
         return Loop(method, self.cases(method.needs), folder, runtime, limits, batch, seed, **more)

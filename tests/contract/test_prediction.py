@@ -20,7 +20,7 @@ from seguro.methods import TABLE, get
 
 pytestmark = pytest.mark.xdist_group("prediction")  # one worker trains each method once
 
-OPTIONS = {"preset": "tiny", "updates": 2, "batch": 2, "validations": 1, "threads": 1}
+OPTIONS = {"preset": "tiny", "updates": 2, "validations": 1, "threads": 1}
 
 
 @pytest.fixture(scope="module", params=[n for n in TABLE if get(n).needs.segments])
@@ -31,7 +31,7 @@ def run(request, tmp_path_factory):
     data = write(folder / "data", n_labelled=4, n_unlabelled=2, seed=3)
     return api.train(
         data,
-        api.TrainOptions(method=name, **OPTIONS),
+        api.TrainOptions(method=name, batch=max(2, get(name).needs.group), **OPTIONS),
         out=folder / "w",
         plan_options=PlanOptions(memory_gib=0.02),
     )

@@ -131,7 +131,7 @@ def test_a_resume_with_another_batch_size_is_refused(row, tmp_path):
     name, setting = row
     setting.loop(name, tmp_path, updates=2).fit()
     with pytest.raises(RunError, match="batch"):
-        setting.loop(name, tmp_path, updates=4, batch=4).fit()
+        setting.loop(name, tmp_path, updates=4, batch=2).fit()
 
 
 def test_a_checkpoint_of_another_version_is_refused(two_d, tmp_path, monkeypatch):

@@ -84,7 +84,8 @@ def main(name: str, workspace: Path, out: Path, until: int) -> None:
         watched = kind.needs.segments and kind.needs.monitor
         score = validate.dice_validation(Cases(store, validation, plan.classes), runtime) if watched else None
         limits = Limits(updates=4, validations=2)
-        loop = Double(method, cases, out, runtime, limits, batch=4, seed=0, validate=score)
+        batch = max(4, 2 * method.needs.group)
+        loop = Double(method, cases, out, runtime, limits, batch=batch, seed=0, validate=score)
         if until < 4:
             loop.progress = lambda p: loop._stop.set() if p.update == until else None
         with suppress(Stopped):

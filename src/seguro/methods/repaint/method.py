@@ -25,7 +25,7 @@ from seguro.methods.streams import Shares, TwoStream, shown
 from seguro.networks.blocks import pad_to_multiple
 
 GROUP = 4
-"""Consecutive slots: two of the source, and two of the target, one of them with a label if it has some."""
+"""Consecutive slots: two of the source, two of the target, one of which has a label where there are some."""
 NEEDS = Needs(
     dims=(2,),
     labels="some",
