@@ -17,8 +17,9 @@ source's cases, in a workspace of its own that has test cases of the target alon
 
 `ways` (arm: ways of `predict --way`) scores an adapted model in these too, as "ARM, WAY".
 
-The result names the `best_baseline`: of the arms that `adapt` is compared with, the one with the highest Dice
-on the target's test cases. It is chosen by the scores that it is compared on, which favors it.
+The result names the `best_baseline`: of the arms of methods supervised and restyle that `adapt` is compared
+with, the one with the highest Dice on the target's test cases. It is chosen by the scores that it is compared
+on, which favors it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ from seguro.core.settings import read_yaml
 from seguro.core.types import Manifest
 from seguro.data import check, manifest
 from seguro.evaluation.statistics import MEAN
+
+BASELINES = ("supervised", "restyle")
+"""Methods that adapt nothing by a factory."""
 
 
 def labelled_files(found: Manifest, labels: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Path]:
@@ -73,8 +77,9 @@ def needed(plan: Mapping[str, Any], wanted: Sequence[str]) -> list[str]:
 
 
 def best_baseline(plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return the arm with the highest Dice at the target of those that `adapt` is compared with."""
+    """Return the arm with the highest Dice at the target of the baselines that `adapt` is compared with."""
     against = {other for one, other in pairs_of(plan) if one == "adapt"}
+    against = {name for name in against if plan["arms"][name]["method"] in BASELINES}
     dice = {
         row["setting"]: row["value"]
         for row in rows

@@ -94,6 +94,8 @@ def test_stage_repaint_starts_from_stage_adapt_and_keeps_its_sites(here):
     assert found[2].endswith("labels of 2; guesses elsewhere")
     found = here.lines(start, {"guess_weight": 0}, method="repaint")
     assert found[2] == "target: site2, as it was painted; labels of 2"
+    with pytest.raises(ConfigError, match="groups of 4"):
+        here.lines(start, {}, method="repaint", batch=6)
     with pytest.raises(ConfigError, match="target: 'site2' there, 'site3' here"):
         here.lines(start, {"target": "site3"}, method="repaint")
     with pytest.raises(ConfigError, match="starts from stage adapt"):
@@ -136,7 +138,7 @@ def test_a_batch_without_room_for_slices_without_labels_is_refused(here):
 
 
 def test_an_odd_batch_and_no_start_are_refused(here):
-    with pytest.raises(ConfigError, match="pairs"):
+    with pytest.raises(ConfigError, match="groups of 2"):
         here.lines(here.start("adapt"), {"target": "site2"}, batch=3)
     with pytest.raises(ConfigError, match="starts from a run"):
         here.lines(None, {"target": "site2"})
@@ -204,6 +206,26 @@ def test_the_command_refuses_before_it_trains(here, monkeypatch):
             here.data, here.start("adapt"), target="elsewhere", out=here.folder / "none", dry_run=True
         )
     assert not calls and not (here.folder / "none").exists()
+
+
+def test_what_is_refused_leaves_no_plan_behind(here, monkeypatch, tmp_path):
+    """A plan on the voxels of the wrong start would stand in the way of the right one."""
+    calls: list[Any] = []
+    monkeypatch.setattr("seguro.cli.train.train", lambda *a, **k: calls.append(a))
+    start, plan = here.start("factory"), tmp_path / "w" / "plan" / "plan.json"
+    with pytest.raises(ConfigError, match="none of the generator"):
+        command.adapt(here.data, start, source="elsewhere", preset="tiny", out=tmp_path / "w")
+    assert not calls and not plan.exists()
+    command.adapt(here.data, start, source="site1", preset="tiny", out=tmp_path / "w")
+    assert len(calls) == 1 and plan.exists()
+
+
+def test_train_refuses_the_same_starts(here, tmp_path):
+    options = api.TrainOptions(
+        method="repaint", preset="tiny", init=here.start("adapt"), settings={"target": "site2"}, updates=1
+    )
+    with pytest.raises(ConfigError, match="stage repaint starts from stage adapt"):
+        api.train(here.data, options, out=tmp_path / "w")
 
 
 def test_a_dry_run_says_it_and_leaves_the_disk_alone(here, capsys, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from seguro import api
 from seguro.api.generate import FACTS, _sides, foreseen, generate
 from seguro.api.made import AUDIT, START_AUDIT
+from seguro.api.training import _whole
 from seguro.cli.adapt import stage_of
 from seguro.cli.main import main
 from seguro.core.errors import ConfigError, DataError
@@ -28,6 +30,7 @@ from seguro.inference import validate
 from seguro.inference.predict import predict
 from seguro.inference.segmenter import Segmenter
 from seguro.inference.synthesis import as_read, placed, swept, volumes
+from seguro.methods.contract import Needs
 
 pytestmark = pytest.mark.xdist_group("generate")  # what the tests share is made by one worker
 
@@ -195,6 +198,9 @@ def test_a_case_that_only_the_factory_saw_is_not_held_out(pipeline, tmp_path):
     write_json(workspace / "runs" / "factory" / "cases.json", factory | {"train": [*factory["train"], seen]})
     train, held_out, _ = _sides(source, model)
     assert seen in {c.id for c in train.facts} and seen not in {c.id for c in held_out.facts}
+    (source / "stage.json").rename(source / "elsewhere.json")
+    assert not _sides(source, model)[2]  # what it began from is not known
+    (source / "elsewhere.json").rename(source / "stage.json")
     shutil.rmtree(workspace / "runs" / "factory")
     assert not _sides(source, model)[2]  # the sites' audit lies beside the run: what is here is looked at
     (source / START_AUDIT).unlink()
@@ -282,13 +288,18 @@ def test_each_phase_is_a_command_that_first_says_what_it_does(pipeline, tmp_path
 def test_a_start_whose_generator_does_not_fit_is_refused(pipeline):
     """Else the part that does not fit would stay untrained and frozen, and nobody would notice."""
     settings = {"stage": "source", "source": "site1", "width": 16}
-    with pytest.raises(ConfigError, match=r"weights of generator are not there or of another shape"):
+    with pytest.raises(ConfigError, match="width: 32 there, 16 here"):
         train(pipeline.data, pipeline.workspace, "odd", "adapt", init=pipeline.factory, settings=settings)
-    with pytest.raises(ConfigError, match=r"weights of encoder, source are not there"):
+    with pytest.raises(ConfigError, match="stage adapt starts from stage source"):
         train(
             pipeline.data, pipeline.workspace, "early", "adapt", init=pipeline.factory,
             settings={"source": "site1", "target": "site2"},
         )  # fmt: skip
+    needy = SimpleNamespace(needs=Needs(begins=("generator", "encoder")))
+    lacking = ["encoder.stem", "generator.map", "source.last"]
+    with pytest.raises(ConfigError, match="2 weights of encoder, generator are not there"):
+        _whole(needy, lacking, pipeline.factory)
+    _whole(needy, lacking[2:], pipeline.factory)
 
 
 def test_a_generator_that_nobody_trained_is_warned_of(pipeline):

@@ -234,10 +234,13 @@ def test_sites_have_rows_of_their_own_and_pairs_are_of_the_target(scripts):
     arms = scripts["arms"]
     plan = {
         "data": "d", "cases": "test", "target": "t", "seeds": [0], "full": {"low": "top"},
-        "arms": {n: {} for n in ("low", "adapt", "other", "top")},
-        "pairs": {"adapt": ["low", "other"], "top": ["adapt"]},
+        "arms": {
+            "low": {"method": "supervised"}, "adapt": {"method": "adapt"}, "branch": {"method": "adapt"},
+            "other": {"method": "restyle"}, "top": {"method": "supervised"},
+        },
+        "pairs": {"adapt": ["low", "other", "branch"], "top": ["adapt"]},
     }  # fmt: skip
-    values = {"low": 0.2, "adapt": 0.5, "other": 0.4, "top": 0.8}
+    values = {"low": 0.2, "adapt": 0.5, "other": 0.4, "branch": 0.45, "top": 0.8}
     scores = {
         n: {0: [row(f"p{i}_{s}", s, v if s == "t" else 1 - v) for i in range(3) for s in "st"]}
         for n, v in values.items()
@@ -246,8 +249,8 @@ def test_sites_have_rows_of_their_own_and_pairs_are_of_the_target(scripts):
     assert {(r["setting"], r["site"]): r["value"] for r in rows if r["class"] == "mean"} == pytest.approx(
         {(n, s): v if s == "t" else 1 - v for n, v in values.items() for s in "st"}
     )
-    assert scripts["adaptation"].best_baseline(plan, rows) == "other"
-    assert arms.pairs_of(plan) == [("adapt", "low"), ("adapt", "other"), ("top", "adapt")]
+    assert scripts["adaptation"].best_baseline(plan, rows) == "other"  # a part of ours is none
+    assert arms.pairs_of(plan) == [*(("adapt", n) for n in ("low", "other", "branch")), ("top", "adapt")]
     target = {n: {0: arms.of_target(plan, scores[n][0])} for n in scores}
     (gap,) = arms.gaps_closed(plan, target)
     assert (gap["setting"], gap["against"], gap["gap"]) == ("adapt", "low", pytest.approx(0.6))

@@ -42,6 +42,7 @@ def foreseen(
     from seguro.data import planner
     from seguro.engine.model import model_folder
     from seguro.methods.painter import numbers, sides
+    from seguro.methods.repaint.method import GROUP
 
     if options.init is None:
         raise ConfigError("an adaptation starts from a run: give the factory, or stage source, with --from")
@@ -54,15 +55,18 @@ def foreseen(
     _, config = configure(options, gpu=gpu, sites=[c.site for c in train])
     numbers(config)
     stage = "repaint" if options.method == "repaint" else config.stage
-    _fits(options.init, start, config, stage, manifest)
-    if options.batch is not None and options.batch % 2 and stage != "repaint":
-        raise ConfigError(f"--batch {options.batch}: source and target go in pairs; give an even number")
+    fits(options.init, options.method, config, manifest)
+    guesses = stage == "repaint" and config.guess_weight > 0
+    together = 2 if stage != "repaint" else GROUP if guesses else 1
+    if options.batch is not None and options.batch % together:
+        raise ConfigError(
+            f"--batch {options.batch}: source and target go in groups of {together}; give a multiple of it"
+        )
     hidden = frozenset[str]()
     if options.labelled is not None:
         hidden = hidden_cases(train, labelled_patients(options.labelled, train, seed=options.seed))
     known = [i for i, c in enumerate(train) if c.label is not None and c.id not in hidden]
-    adapts = config.guess_weight > 0 if stage == "repaint" else stage == "adapt"
-    source, target = sides([c.site for c in train], known, config, adapts=adapts)
+    source, target = sides([c.site for c in train], known, config, adapts=guesses or stage == "adapt")
     if options.batch == 2 and set(target) & set(known) and stage == "adapt":
         raise ConfigError(
             "--batch 2: its one slice of the target would always be one with a label; give 4 or more, or "
@@ -77,7 +81,9 @@ def foreseen(
     ]
 
 
-def frame_as_begun(data: Path, init: Path, *, out: Path | None = None, write: bool = True) -> dict[str, Any]:
+def frame_as_begun(
+    data: Path, init: Path, *, out: Path | None = None, write: bool = True, plans: bool = True
+) -> dict[str, Any]:
     """Plan data that have no plan yet on the voxels of the run to start from; returns settings for its frame.
 
     So things are shown at the scale that the generator learned. No settings where an earlier plan has other
@@ -87,7 +93,8 @@ def frame_as_begun(data: Path, init: Path, *, out: Path | None = None, write: bo
         data: folder or workspace.
         init: a factory, or stage source of an adaptation.
         out: the workspace.
-        write: False plans nothing.
+        write: False leaves the disk alone; else the data may be checked into the workspace.
+        plans: False leaves planning to a later call.
     """
     from seguro.api.stages import plan as planned
     from seguro.data import planner
@@ -106,7 +113,7 @@ def frame_as_begun(data: Path, init: Path, *, out: Path | None = None, write: bo
     if file.exists():
         if planner.load(file).spacing != began.spacing:
             return {}
-    elif write:
+    elif write and plans:
         planned(data, out=out, options=PlanOptions(dims=2, spacing=began.spacing))
     return {"side": frame_of(began, config["size"], side=config["side"], limits=config["limits"]).side}
 
@@ -118,12 +125,18 @@ def _training(manifest: Manifest, plan: Plan | None, fold: str) -> Sequence[Case
     return (*manifest.of("train"), *manifest.of("unlabelled"))
 
 
-def _fits(
-    init: Path, start: Mapping[str, Any], config: PainterConfig, stage: str, manifest: Manifest
-) -> None:
-    """Refuse weights that this data set and these options do not fit."""
+def fits(init: Path, method: str, config: Any, manifest: Manifest) -> None:
+    """Refuse a run to start from that this data set and these options of `adapt` or `repaint` do not fit.
+
+    Raises:
+        ConfigError: a stage that does not lead here, other sites, sizes or classes.
+        DataError: another number of channels.
+    """
+    from seguro.engine.model import model_folder
     from seguro.methods.adapt.config import BUILT, READ
 
+    start = read_json(model_folder(init) / "model.json")
+    stage = "repaint" if method == "repaint" else config.stage
     began, here = start["plan"]["channels"], manifest.channels
     if len(began) != len(here):
         raise DataError(

@@ -116,13 +116,13 @@ def configure(options: TrainOptions, *, gpu: bool, sites: Sequence[str] = ()) ->
             f"method {options.method} has no preset {preset!r}; it has default, {', '.join(kind.presets)}"
         )
     fields: dict[str, Any] = merge({}, {} if preset == "default" else kind.presets[preset])
-    if options.network:
-        if "network" not in kind.Config.model_fields:
-            raise ConfigError(f"method {options.method} has networks of its own and takes no --network")
-        same = fields.get("network", kind.Config.model_fields["network"].default) == options.network
-        fields = merge(fields, {"network": options.network})
-        if not same:
-            fields.pop("network_options", None)
+    if options.network and "network" not in kind.Config.model_fields:
+        raise ConfigError(f"method {options.method} has networks of its own and takes no --network")
+    network = (options.settings or {}).get("network", options.network)
+    if network and "network" in kind.Config.model_fields:
+        if fields.get("network", kind.Config.model_fields["network"].default) != network:
+            fields.pop("network_options", None)  # the preset's are of another network
+        fields = merge(fields, {"network": network})
     fields = merge({**fields, **_inherited(kind.Config, options.init)}, options.settings or {})
     if "domains" in kind.Config.model_fields and not fields.get("domains"):
         fields = merge(fields, {"domains": sorted(set(sites))})

@@ -366,8 +366,9 @@ def _trained_on(run: Path) -> tuple[set[str], bool]:
     folder: Path | None = run
     while folder is not None and (folder / "cases.json").exists():
         found |= set(read_json(folder / "cases.json")["train"])
-        stage = read_json(folder / "stage.json") if (folder / "stage.json").exists() else {"reads": {}}
-        begun = stage["reads"].get("init")
+        if not (folder / "stage.json").exists():
+            return found, False  # stopped before its end, or copied in part: who knows what it began from
+        begun = read_json(folder / "stage.json")["reads"].get("init")
         if begun is None:
             return found, True
         folder = beginnings.get(begun)

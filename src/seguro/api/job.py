@@ -77,6 +77,10 @@ def resolve(
         # an older config.yaml may say "auto" itself; it stays in the key, and the machine decides
         options = replace(options, precision=begun.get("precision", precision))
     preset, config = configure(options, gpu=gpu, sites=[c.site for c in (*train, *validation)])
+    if options.init and options.method in ("adapt", "repaint"):
+        from seguro.api.adaptation import fits
+
+        fits(options.init, options.method, config, manifest)
     if plan.dims not in needs.dims:
         raise ConfigError(
             f"method {options.method} works in {' or '.join(map(str, needs.dims))} dimensions, the plan has "

@@ -34,7 +34,7 @@ def adapt(
     updates: Annotated[int | None, typer.Option(min=1, help="Stop after this many updates.")] = None,
     budget: Annotated[str | None, typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
     batch: Annotated[
-        int | None, typer.Option(min=2, help="Samples per update, an even number; the plan's by default.")
+        int | None, typer.Option(min=2, help="Samples per update, an even number (stage repaint: of 4).")
     ] = None,
     validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
     labelled: Annotated[str | None, typer.Option(help=LABELLED)] = None,
@@ -60,7 +60,7 @@ def adapt(
     method = "repaint" if chosen == "repaint" else "adapt"
     sites = {"source": source, "target": target}
     named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
-    frame = frame_as_begun(data, start, out=out, write=not dry_run)
+    frame = frame_as_begun(data, start, out=out, write=not dry_run, plans=False)
     told = [] if chosen == "repaint" else [f"stage={chosen}"]
     settings = [*told, *named, *(f"{k}={v}" for k, v in frame.items()), *(set_ or [])]
     text = console(as_json)
@@ -71,6 +71,8 @@ def adapt(
         )  # fmt: skip
         for line in foreseen(data, options, out=out, gpu=gpu_for(device), write=not dry_run):
             text.print(escape(line))
+    if not dry_run:
+        frame_as_begun(data, start, out=out)  # plans, now that nothing was refused
     site = source if chosen == "source" else target
     train(
         data, out=out, method=method, preset=preset, set_=settings, folds=folds, updates=updates,

@@ -58,6 +58,15 @@ def test_frames_are_cases_and_vendors_are_sites(tmp_path):
     assert manifest.classes is not None and manifest.classes.names == ("background", "LV", "MYO", "RV")
 
 
+def test_a_test_patient_is_never_trained_on(tmp_path):
+    """Where one frame of a test patient has an empty label, both frames stay test cases."""
+    raw = downloaded(tmp_path / "raw")
+    write_nifti(raw / "Testing" / "D4" / "D4_sa_gt.nii.gz", truth((3,)), spacing=SPACING)
+    manifest = check.ensure(importer("mms")(raw, tmp_path / "mms").folder, tmp_path / "w")
+    assert {c.id: c.label is not None for c in manifest.of("test")} == {"D4_ed": True, "D4_es": False}
+    assert "D4" not in {c.patient for part in ("train", "unlabelled") for c in manifest.of(part)}
+
+
 def test_a_case_is_its_frame_on_the_grid_of_the_file(tmp_path):
     found = importer("mms")(downloaded(tmp_path / "raw"), tmp_path / "mms")
     image = read_image([found.folder / "imagesTr" / "B2_es.nii.gz"])

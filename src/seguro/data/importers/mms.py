@@ -45,7 +45,8 @@ def bring(source: Path, out: Path | None = None) -> Imported:
     Args:
         source: folder as handed out: a CSV file with the columns External code, Vendor, ED and ES, and
             CODE_sa.nii.gz with CODE_sa_gt.nii.gz where labelled. Those in a folder whose name begins with
-            "test" are the test cases; without label, or with an empty one, they are unlabelled.
+            "test" are the test cases, labelled or not; others without label, or with an empty one, are
+            unlabelled training cases.
         out: folder to write; ./MnMs by default.
 
     Raises:
@@ -66,7 +67,7 @@ def bring(source: Path, out: Path | None = None) -> Imported:
             test = says(path, source, r"(^|/)test")
             for frame in FRAMES:
                 labelled = _write(folder, patients[code], frame, path, labels.get(code), test=test)
-                split = "unlabelled" if not labelled else "test" if test else "train"
+                split = "test" if test else "train" if labelled else "unlabelled"
                 name = f"{code}_{frame.lower()}"
                 rows.append(f"{name},{code},{patients[code].vendor},{split}")
                 train += [name] if split == "train" else []
@@ -127,7 +128,7 @@ def _write(
         raise DataError(
             f"{label}: values {np.unique(truth).tolist()}, expected {sorted(CLASSES)} ({CLASSES})"
         )
-    end = "Un" if truth is None else "Ts" if test else "Tr"
+    end = "Ts" if test else "Un" if truth is None else "Tr"
     write_scores(folder / f"images{end}" / name, volume.array[0], source)
     if truth is not None:
         write_label(folder / f"labels{end}" / name, truth.astype(np.uint8), source)

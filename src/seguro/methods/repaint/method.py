@@ -63,7 +63,8 @@ class Repaint:
             config.network, in_channels=channels, classes=plan.classes.n, plan=plan, **config.network_options
         )
         self.modules = nn.ModuleDict({"generator": generator, "encoder": encoder, "network": network})
-        self.needs = replace(NEEDS, group=GROUP if config.guess_weight else 1)  # type: ignore[misc]  # of this run
+        if not config.guess_weight:
+            self.needs = replace(NEEDS, group=1, unlabelled="unused")  # type: ignore[misc]  # of this run
         self.shares = Shares(plan.classes)
 
     def optimisers(self) -> dict[str, Optim]:
