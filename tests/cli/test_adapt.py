@@ -11,7 +11,7 @@ import pytest
 
 from seguro.cli import adapt as command
 from seguro.core.errors import ConfigError
-from seguro.core.files import write_json
+from seguro.core.files import write_json, write_text
 from seguro.data import phantom
 
 
@@ -50,6 +50,20 @@ def test_after_stage_adapt_a_network_of_its_own_learns_from_painted_slices(calle
     assert second["method"] == "adapt" and second["set_"][0] == "stage=adapt"
 
 
+def test_a_file_of_settings_comes_before_what_is_said(called, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        "seguro.api.adaptation.foreseen", lambda data, options, **given: looked.append(options) or []
+    )
+    write_text(tmp_path / "own.yaml", "side: 40\ncycle: false\nsource: X\n")
+    command.adapt(
+        tmp_path / "data", start(tmp_path / "f", "factory"), source="A", config=tmp_path / "own.yaml"
+    )
+    assert called[0][1]["config"] == tmp_path / "own.yaml"
+    assert called[0][1]["set_"] == ["stage=source", 'source="A"']  # the file says the side
+    assert looked[0].settings == {"side": 40, "cycle": False, "source": "A", "stage": "source"}
+
+
 def test_a_stage_may_be_named(called, tmp_path):
     command.adapt(tmp_path / "data", start(tmp_path / "f", "factory"), stage="adapt")
     assert called[0][1]["set_"] == ["stage=adapt", "side=9"] and called[0][1]["name"] == "adapt-adapt"
@@ -86,8 +100,9 @@ def test_a_tiny_pipeline_takes_minutes_and_little_memory(tmp_path):
     seguro("generate", runs / "source", *made)
     both = ["--out", tmp_path / "v", *common[2:]]
     adapts = ["adapt", tmp_path / "both", "--from", runs / "source", "--source", "site1", "--target", "site2"]
+    adapts += ["--labelled", "site1=all"]
     seguro(*adapts, "--updates", 20, "--name", "adapted", *both)
-    own = ["adapt", tmp_path / "both", "--from", tmp_path / "v" / "runs" / "adapted"]
+    own = ["adapt", tmp_path / "both", "--from", tmp_path / "v" / "runs" / "adapted", *adapts[-2:]]
     seguro(*own, "--updates", 20, "--name", "repainted", *both)
     for run in ("adapted", "repainted"):
         seguro("predict", tmp_path / "v" / "runs" / run, data / "imagesTs", "--out", tmp_path / run)

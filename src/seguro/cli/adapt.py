@@ -29,6 +29,7 @@ def adapt(
     stage: Annotated[str, typer.Option(help="source, adapt, repaint, or auto: what follows FROM.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="Workspace; ./NAME.seguro when not given.")] = None,
     preset: Annotated[str, typer.Option(help="A preset of the method; auto: small without a GPU.")] = "auto",
+    config: Annotated[Path | None, typer.Option(help="YAML file with fields of the method.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="One field: a.b=c; repeatable.")] = None,
     folds: Annotated[str, typer.Option(help="As of train.")] = "0",
     updates: Annotated[int | None, typer.Option(min=1, help="Stop after this many updates.")] = None,
@@ -54,7 +55,7 @@ def adapt(
     from seguro.api.adaptation import foreseen, frame_as_begun
     from seguro.cli.terminal import console
     from seguro.cli.train import gpu_for, train
-    from seguro.core.settings import settings_from
+    from seguro.core.settings import merge, read_yaml, settings_from
 
     chosen = stage_of(stage, start)
     method = "repaint" if chosen == "repaint" else "adapt"
@@ -62,12 +63,15 @@ def adapt(
     named = [f"{k}={json.dumps(v)}" for k, v in sites.items() if v is not None]  # quoted: a site may be "3"
     frame = frame_as_begun(data, start, out=out, write=not dry_run, plans=False)
     told = [] if chosen == "repaint" else [f"stage={chosen}"]
-    settings = [*told, *named, *(f"{k}={v}" for k, v in frame.items()), *(set_ or [])]
+    given = read_yaml(config) if config else {}
+    framed = [f"{k}={v}" for k, v in frame.items() if k not in given]
+    settings = [*told, *named, *framed, *(set_ or [])]
     text = console(as_json)
     for fold in ["0"] if folds == "all" else folds.split(","):
         options = api.TrainOptions(
-            method=method, preset=preset, settings=settings_from(settings), batch=batch, init=start,
-            fold=api.ALL if fold.strip() == "none" else fold.strip(), labelled=labelled, seed=seed,
+            method=method, preset=preset, settings=merge(given, settings_from(settings)), batch=batch,
+            init=start, fold=api.ALL if fold.strip() == "none" else fold.strip(), labelled=labelled,
+            seed=seed,
         )  # fmt: skip
         for line in foreseen(data, options, out=out, gpu=gpu_for(device), write=not dry_run):
             text.print(escape(line))
@@ -75,8 +79,8 @@ def adapt(
         frame_as_begun(data, start, out=out)  # plans, now that nothing was refused
     site = source if chosen == "source" else target
     train(
-        data, out=out, method=method, preset=preset, set_=settings, folds=folds, updates=updates,
-        budget=budget, batch=batch, validations=validations, init=start, labelled=labelled,
+        data, out=out, method=method, preset=preset, config=config, set_=settings, folds=folds,
+        updates=updates, budget=budget, batch=batch, validations=validations, init=start, labelled=labelled,
         name=name or "-".join(["adapt", chosen, *([site] if site else [])]),
         device=device, dims=2, threads=threads, seed=seed, dry_run=dry_run, as_json=as_json,
     )  # fmt: skip
