@@ -35,7 +35,8 @@ def adapt(
     updates: Annotated[int | None, typer.Option(min=1, help="Stop after this many updates.")] = None,
     budget: Annotated[str | None, typer.Option(help="Stop after this time: 45m, 2h. Default 1h.")] = None,
     batch: Annotated[
-        int | None, typer.Option(min=2, help="Samples per update, an even number (stage repaint: of 4).")
+        int | None,
+        typer.Option(min=2, help="Samples per update, an even number; a multiple of 4 in stage repaint."),
     ] = None,
     validations: Annotated[int, typer.Option(min=1, help="Validations over the whole training.")] = 20,
     labelled: Annotated[str | None, typer.Option(help=LABELLED)] = None,
